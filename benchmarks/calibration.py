@@ -1,0 +1,128 @@
+"""Prints time and peak memory of calibrating on 50, 100, 200, 400 images: edgeship's min-max and ONNX Runtime's.
+
+    python benchmarks/calibration.py --model mobilenet.onnx --data imagenet_dev [--counts 50,100] [--repeats 3]
+
+The model takes one image input (1, 3, S, S) of pixels / 127.5 - 1; `--data` is a folder of JPEGs, whose short side is
+at least S. Each measurement is a process of its own with one thread for inference; the time includes decoding, the
+peak is the process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS = ("edgeship", "edgeship without bias correction", "onnxruntime")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a float ONNX model, as 3-simplify/model.onnx")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of JPEG images")
+    parser.add_argument("--counts", default="50,100,200,400")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        method, count = arguments.child.rsplit(":", 1)
+        print(json.dumps(measure(method, arguments.model, arguments.data, int(count))))
+        return
+    print(f"{'images':>7}  {'method':34} {'seconds':>8} {'peak MB':>8}")
+    for count in (int(text) for text in arguments.counts.split(",")):
+        for method in METHODS:
+            runs = [in_child(arguments, method, count) for _ in range(arguments.repeats)]
+            seconds, peak = min(run["seconds"] for run in runs), min(run["peak_mb"] for run in runs)
+            print(f"{count:7}  {method:34} {seconds:8.2f} {peak:8.0f}", flush=True)
+
+
+def in_child(arguments: argparse.Namespace, method: str, count: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--model", str(arguments.model), "--data", str(arguments.data)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--child", f"{method}:{count}"], check=True, capture_output=True, text=True, env=environment
+    )
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure(method: str, model: Path, data: Path, count: int) -> dict[str, float]:
+    """Seconds from the loaded libraries to the ranges, and the peak memory of this process."""
+    run = {
+        "edgeship": lambda: with_edgeship(model, data, count, ("bias_correction",)),
+        "edgeship without bias correction": lambda: with_edgeship(model, data, count, ()),
+        "onnxruntime": lambda: with_onnxruntime(model, data, count),
+    }[method]
+    import onnxruntime.quantization  # noqa: F401 - loading it is not what is measured
+
+    import edgeship.calibration.quantize
+    import edgeship.targets.onnxruntime  # noqa: F401 - loading it is not what is measured
+
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def with_edgeship(model: Path, data: Path, count: int, refinements: tuple[str, ...]) -> None:
+    from edgeship.calibration.data import Preprocessing, open_samples
+    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.quantize import calibrate
+    from edgeship.calibration.types import strictest
+    from edgeship.targets.onnxruntime import TARGET, open_float
+
+    graph = load_onnx(model)
+    name, side = input_of(model)
+    preprocessing = Preprocessing(shape=(1, 3, side, side), mean=(127.5,), std=(127.5,), crop=side)
+    samples = open_samples(data, input_name=name, preprocessing=preprocessing).take(count, 0)
+    calibrate(graph, samples, strictest([TARGET.rules]), open_float, refinements=refinements)
+
+
+def with_onnxruntime(model: Path, data: Path, count: int) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+    name, side = input_of(model)
+    images = feeds(data, count, name, side)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def get_next(self) -> Any:
+            return next(images, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        augmented = Path(folder) / "augmented.onnx"
+        calibrator = create_calibrator(
+            model, augmented_model_path=str(augmented), calibrate_method=CalibrationMethod.MinMax
+        )
+        calibrator.collect_data(Reader())
+        calibrator.compute_data()
+
+
+def input_of(model: Path) -> tuple[str, int]:
+    import onnx
+
+    value = onnx.load(model, load_external_data=False).graph.input[0]
+    return value.name, value.type.tensor_type.shape.dim[3].dim_value
+
+
+def feeds(data: Path, count: int, name: str, side: int) -> Iterator[dict[str, np.ndarray]]:
+    from PIL import Image
+
+    for path in sorted(data.glob("*.jpg"))[:count]:
+        image = np.asarray(Image.open(path).convert("RGB"), np.float32)
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        crop = image[top : top + side, left : left + side] / 127.5 - 1
+        yield {name: np.ascontiguousarray(crop.transpose(2, 0, 1)[np.newaxis])}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Returns samples to calibrate and evaluate with: a folder of images, a list, or arrays; one at a time, checked.
+
+Nothing but a few samples is ever in memory: images are decoded a little ahead by a small pool of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.file_tree import open_tree
+from edgeship.calibration.image_list import list_folder, read_csv
+from edgeship.calibration.image_source import ImageSource
+from edgeship.calibration.preprocessing import Color, Preprocessing
+from edgeship.calibration.types import Array, Finding
+
+__all__ = ["Color", "Preprocessing", "Sample", "Samples", "check_calibration", "open_samples"]
+
+MINIMUM = 2
+"""The fewest samples a range is learnt from: with a single one it is that image's, not the data's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One example: `feeds` by input name with a batch of 1, and the class it belongs to, if known."""
+
+    name: str
+    feeds: Mapping[str, Array]
+    label: int | None = None
+
+
+class Source(Protocol):
+    """Where samples come from; they are numbered from 0."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What each sample is called in messages."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Each sample's class, if known."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs that every sample feeds."""
+
+    def read(self, indices: Sequence[int]) -> Iterator[dict[str, Array]]:
+        """The feeds of the samples at `indices` (ascending), in that order."""
+
+    def digest(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """Everything the feeds of `indices` depend on."""
+
+
+class Samples:
+    """A sized set of samples that can be gone through again and again, each time reading from disk."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | None = None) -> None:
+        self._source = source
+        self._indices = range(len(source.names)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self.unchecked():
+            for name, values in sample.feeds.items():
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"sample {sample.name}: {_not_finite(values)} in input {name!r}; accepted: finite numbers"
+                    )
+            yield sample
+
+    def unchecked(self) -> Iterator[Sample]:
+        """The samples as they are, NaN and infinities included."""
+        labels = self._source.labels
+        for index, feeds in zip(self._indices, self._source.read(self._indices), strict=True):
+            yield Sample(self._source.names[index], feeds, None if labels is None else labels[index])
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every sample has its class."""
+        return self._source.labels is not None
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs that every sample feeds."""
+        return self._source.input_names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the samples are called, in order."""
+        return tuple(self._source.names[index] for index in self._indices)
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """The classes, in order, if known."""
+        labels = self._source.labels
+        return None if labels is None else tuple(labels[index] for index in self._indices)
+
+    def digest(self) -> str:
+        """SHA-256 over the files' contents, names and labels, and the preprocessing."""
+        sha = hashlib.sha256()
+        sha.update(json.dumps([self.names, self.labels, self.input_names]).encode())
+        for part in self._source.digest(self._indices):
+            sha.update(len(part).to_bytes(8, "little"))
+            sha.update(part)
+        return sha.hexdigest()
+
+    def take(self, count: int, seed: int = 0) -> Samples:
+        """At most `count` of the samples, in their order: with labels as many of each class as possible.
+
+        The choice depends on the names, labels and seed only, not on the machine: it is the order of
+        sha256(seed, name).
+        """
+        if count < 1:
+            raise InputError(f"{count} samples were asked for; accepted: at least 1")
+        if count >= len(self):
+            return self
+        names, labels = self._source.names, self._source.labels
+
+        def rank(text: str) -> bytes:
+            return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+        chosen = sorted(self._indices, key=lambda index: (rank(names[index]), index))
+        if labels is not None:
+            turn: dict[int, int] = {}
+            order = []
+            for index in chosen:
+                label = labels[index]
+                order.append((turn.get(label, 0), rank(f"class {label}"), index))
+                turn[label] = turn.get(label, 0) + 1
+            chosen = [index for *_, index in sorted(order)]
+        return Samples(self._source, sorted(chosen[:count]))
+
+
+def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, and given by name
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    input_name: str = "input",
+    preprocessing: Preprocessing | None = None,
+    labels: str | Path | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    classes: int | None = None,
+) -> Samples:
+    """The samples at `path`: a CSV (file[,label]), a folder of images or class folders (also in a .zip), or an .npz.
+
+    A CSV's files are relative to `root`, or to the CSV's own folder. `preprocessing` is needed for images. `labels` is
+    a CSV (file,label) for a folder without class folders. `shapes` gives the model's inputs and their shapes (batch
+    ignored, -1 matches anything) to check arrays against; without it an .npz needs the key `input_name`. `classes`
+    bounds the labels.
+
+    Raises InputError for what is missing, empty or does not fit. The files' contents are checked when they are read.
+    """
+    place = Path(path)
+    base = Path(root) if root is not None else None
+    if not place.is_absolute() and base is not None and not place.exists() and open_tree(place) is None:
+        place = base / place
+    if place.suffix.lower() == ".npz" and place.is_file():
+        from edgeship.calibration.array_file import ArraySource
+
+        source: Source = ArraySource(place, dict(shapes) if shapes else {input_name: ()})
+    else:
+        source = _images(place, base, input_name, preprocessing, Path(labels) if labels is not None else None)
+    if not len(source.names):
+        raise InputError(f"{place} holds no samples")
+    _check_labels(source, place, classes)
+    return Samples(source)
+
+
+def _images(
+    place: Path, root: Path | None, input_name: str, preprocessing: Preprocessing | None, labels: Path | None
+) -> ImageSource:
+    if place.suffix.lower() == ".csv":
+        tree, files = read_csv(place, root or place.parent)
+    else:
+        found = open_tree(place)
+        if found is None:
+            raise InputError(
+                f"{place} does not exist; accepted: a folder of images, a .csv with the column file, or an .npz"
+            )
+        tree, files = found, list_folder(found, labels)
+    if preprocessing is None:
+        raise InputError(
+            f"{place} holds images, and nothing says how to preprocess them; give a recipe, or arrays as .npz"
+        )
+    return ImageSource(tree, files, preprocessing, input_name)
+
+
+def _check_labels(source: Source, place: Path, classes: int | None) -> None:
+    for name, label in zip(source.names, source.labels or (), strict=False):
+        if label < 0 or (classes is not None and label >= classes):
+            limit = f"0..{classes - 1}" if classes is not None else "0 or more"
+            raise InputError(f"{place}: sample {name} has the label {label}; accepted: {limit}")
+
+
+def _not_finite(values: Array) -> str:
+    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    return " and ".join(f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite values")) if count)
+
+
+def check_calibration(samples: Samples) -> list[Finding]:
+    """What is wrong with a set of calibration samples; an error makes it useless, a note deserves a look."""
+    if len(samples) < MINIMUM:
+        what = "no samples" if not len(samples) else "a single sample: a range is one image's, not the data's"
+        return [Finding("calibration data", what, str(len(samples)), f"at least {MINIMUM} samples")]
+    findings: list[Finding] = []
+    first: dict[bytes, str] = {}
+    twins: list[str] = []
+    flat: list[str] = []
+    for sample in samples.unchecked():
+        for name, values in sample.feeds.items():
+            if not np.isfinite(values).all():
+                findings.append(
+                    Finding(
+                        f"sample {sample.name}", f"input {name!r} holds {_not_finite(values)}", "", "finite numbers"
+                    )
+                )
+        if all(values.size > 1 and values.min() == values.max() for values in sample.feeds.values()):
+            flat.append(sample.name)
+        content = hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in sample.feeds.values())).digest()
+        if content in first:
+            twins.append(f"{sample.name} = {first[content]}")
+        first.setdefault(content, sample.name)
+    return findings + _sameness(samples, first, twins, flat)
+
+
+def _sameness(samples: Samples, first: Mapping[bytes, str], twins: Sequence[str], flat: Sequence[str]) -> list[Finding]:
+    where = "calibration data"
+    findings = []
+    if len(first) < MINIMUM:
+        findings.append(
+            Finding(where, "all samples are the same", f"{len(samples)} copies", f"at least {MINIMUM} different ones")
+        )
+    elif twins:
+        findings.append(
+            Finding(where, f"{len(twins)} of {len(samples)} samples are duplicates", _few(twins), "", "note")
+        )
+    if len(flat) == len(samples):
+        findings.append(Finding(where, "every sample is one constant value", _few(flat), "photographs"))
+    elif flat:
+        findings.append(
+            Finding(where, f"{len(flat)} of {len(samples)} samples are one constant value", _few(flat), "", "note")
+        )
+    return findings
+
+
+def _few(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,131 @@
+"""Returns the files under a folder, on disk or inside a .zip, alike; nothing is extracted."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from edgeship.calibration.errors import InputError
+
+
+class FileTree(Protocol):
+    """A read-only folder; files are named by their path inside, with forward slashes."""
+
+    @property
+    def where(self) -> str:
+        """How a person would address the folder."""
+
+    def files(self) -> list[str]:
+        """All files below, sorted, without hidden ones."""
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    def read(self, name: str) -> bytes:
+        """The file's content; safe to call from several threads. Raises InputError."""
+
+
+class DiskTree:
+    """A folder on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def where(self) -> str:
+        """The folder's path."""
+        return str(self.folder)
+
+    def files(self) -> list[str]:
+        """All files below, sorted, without hidden ones; links to folders are followed once."""
+        found = []
+        for folder, below, names in os.walk(self.folder):
+            below[:] = [name for name in below if not _hidden(name)]
+            inside = Path(folder).relative_to(self.folder)
+            found += [(inside / name).as_posix() for name in names if not _hidden(name)]
+        return sorted(found)
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.folder / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+
+
+class ZipTree:
+    """A folder inside a .zip, addressed as `archive.zip/inner/folder`."""
+
+    def __init__(self, archive: Path, inner: PurePosixPath) -> None:
+        self.archive = archive
+        self.prefix = "" if str(inner) == "." else f"{inner}/"
+        self._lock = threading.Lock()
+
+    @property
+    def where(self) -> str:
+        """The address inside the archive."""
+        return f"{self.archive}/{self.prefix}".rstrip("/")
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.archive)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise InputError(f"{self.archive} cannot be read as a .zip: {error}") from error
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        with self._lock:
+            every = self._zip.namelist()
+        names = (
+            name.removeprefix(self.prefix) for name in every if name.startswith(self.prefix) and not name.endswith("/")
+        )
+        return frozenset(name for name in names if not any(_hidden(part) for part in name.split("/")))
+
+    def files(self) -> list[str]:
+        """All files below, sorted, without hidden ones."""
+        return sorted(self._names)
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return str(PurePosixPath(name)) in self._names
+
+    def read(self, name: str) -> bytes:
+        """The file's content, decompressed in memory."""
+        try:
+            with self._lock:
+                return self._zip.read(f"{self.prefix}{PurePosixPath(name)}")
+        except (
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+            NotImplementedError,
+            OSError,
+        ) as error:
+            raise InputError(f"{self.where}/{name} cannot be read: {error}") from error
+
+
+def open_tree(path: Path) -> FileTree | None:
+    """The folder at `path`, on disk or in an archive that is a part of the path; None when there is no such folder."""
+    if path.is_dir():
+        return DiskTree(path)
+    for archive in (path, *path.parents):
+        if archive.suffix.lower() == ".zip" and archive.is_file():
+            tree = ZipTree(archive, PurePosixPath(path.relative_to(archive).as_posix()))
+            return tree if tree.files() else None
+    return None
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

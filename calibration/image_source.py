@@ -1,0 +1,80 @@
+"""Returns images of one folder as inputs, decoded a little ahead of their use by a small pool of threads."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+
+import numpy as np
+
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.file_tree import FileTree
+from edgeship.calibration.image_list import ImageFile
+from edgeship.calibration.preprocessing import Preprocessing
+from edgeship.calibration.types import Array
+
+_DECODERS = 2
+_AHEAD = 4
+
+
+class ImageSource:
+    """Image files under one folder."""
+
+    def __init__(
+        self, tree: FileTree, files: Sequence[ImageFile], preprocessing: Preprocessing, input_name: str
+    ) -> None:
+        self._tree = tree
+        self._preprocessing = preprocessing
+        self._input_name = input_name
+        self.names = [file.name for file in files]
+        labels = [file.label for file in files if file.label is not None]
+        self.labels = labels if len(labels) == len(files) else None
+        self.input_names = (input_name,)
+
+    def read(self, indices: Sequence[int]) -> Iterator[dict[str, Array]]:
+        """The decoded images, each (1, C, H, W)."""
+        for values in _ahead(self._decode, indices):
+            yield {self._input_name: values}
+
+    def digest(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """The files' contents and the preprocessing (the batch of its shape has no part in it)."""
+        facts = asdict(self._preprocessing) | {"shape": self._preprocessing.shape[1:]}
+        yield json.dumps(facts, sort_keys=True).encode()
+        for index in indices:
+            yield self._tree.read(self.names[index])
+
+    def _decode(self, index: int) -> Array:
+        import io
+        import warnings
+
+        from PIL import Image
+
+        where = f"{self._tree.where}/{self.names[index]}"
+        content = self._tree.read(self.names[index])
+        try:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
+                warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable metadata
+                image.load()
+                return self._preprocessing.apply(image)[np.newaxis]
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+            raise InputError(f"{where} cannot be decoded as an image ({len(content)} bytes): {error}") from error
+
+
+def _ahead(work: Callable[[int], Array], items: Iterable[int]) -> Iterator[Array]:
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[Array]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

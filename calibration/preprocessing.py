@@ -1,0 +1,146 @@
+"""Returns a photograph as the tensor a model expects.
+
+value = (pixel - mean) / std, in pixel units (0..255), after an antialiased bilinear resize and a centre crop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.types import Array
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Color = Literal["rgb", "bgr", "gray"]
+Size = int | tuple[int, int] | None
+PREFIX = "edgeship.preprocessing."
+_FIELDS = ("shape", "mean", "std", "resize", "crop", "color")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes an input.
+
+    `shape` is the input's (N, C, H, W); N plays no part here (-1 for a dynamic batch). `mean` and `std` are in pixel
+    units, one value or one per channel in the order of `color`. `resize`: the short side as an int (the long one
+    follows, rounded down, as torchvision does) or (height, width). `crop`: a centred square or (height, width).
+    `resize` comes first.
+    """
+
+    shape: tuple[int, int, int, int]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: Size = None
+    crop: Size = None
+    color: Color = "rgb"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.shape) != 4 or any(side < 1 for side in self.shape[1:]):
+            raise InputError(f"an image input has the shape (N, C, H, W) with positive C, H, W; seen: {self.shape}")
+        if self.color not in ("rgb", "bgr", "gray"):
+            raise InputError(f"color is {self.color!r}; accepted: rgb, bgr, gray")
+        channels = 1 if self.color == "gray" else 3
+        if self.shape[1] != channels:
+            raise InputError(
+                f"color {self.color} gives {channels} channels, the input's shape {self.shape} has {self.shape[1]}"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels) or not all(math.isfinite(value) for value in values):
+                raise InputError(f"{name} is {values}; accepted: 1 or {channels} finite numbers in pixel units")
+        if any(value <= 0 for value in self.std):
+            raise InputError(f"std is {self.std}; accepted: positive numbers in pixel units")
+
+    def apply(self, image: Image.Image) -> Array:
+        """float32 (C, H, W) of a PIL image of any mode and size. Raises InputError unless it gets the input's size."""
+        pixels = np.asarray(self._fit(_in_color(image, self.color)), np.float32)
+        pixels = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self.color == "bgr":
+            pixels = pixels[::-1]
+        if pixels.shape != self.shape[1:]:
+            raise InputError(
+                f"the image has the shape {pixels.shape} after preprocessing (file: {image.height} x {image.width}, "
+                f"resize: {self.resize}, crop: {self.crop}), the input needs {self.shape[1:]}"
+            )
+        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return np.ascontiguousarray((pixels - mean) / std, np.float32)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        from PIL.Image import Resampling
+
+        if self.resize is not None:
+            height, width = _resized(self.resize, image.height, image.width)
+            if (height, width) != (image.height, image.width):
+                image = image.resize((width, height), Resampling.BILINEAR)
+        if self.crop is None:
+            return image
+        height, width = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+        if height > image.height or width > image.width:
+            raise InputError(f"the crop {height} x {width} is larger than the image, {image.height} x {image.width}")
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def to_metadata(self) -> dict[str, str]:
+        """The same facts as strings (JSON values), for a model's metadata."""
+        return {f"{PREFIX}{name}": json.dumps(getattr(self, name)) for name in _FIELDS}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing | None:
+        """What `to_metadata` wrote, or None when the metadata tells nothing. Raises InputError when it is damaged."""
+        found = {name: metadata[f"{PREFIX}{name}"] for name in _FIELDS if f"{PREFIX}{name}" in metadata}
+        if not found:
+            return None
+        try:
+            return cls(**{name: _from_json(text) for name, text in found.items()})
+        except (ValueError, TypeError) as error:
+            raise InputError(f"the model's metadata {PREFIX}* cannot be read: {error}; seen: {found}") from error
+
+
+def _from_json(text: str) -> Any:
+    value = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _size(name: str, size: Any) -> Size:
+    sides = (size,) if isinstance(size, int) else tuple(size) if size is not None else ()
+    if any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides) or len(sides) > 2:
+        raise InputError(f"{name} is {size}; accepted: a positive number of pixels, or (height, width)")
+    if size is None or isinstance(size, int):
+        return size
+    if len(sides) != 2:
+        raise InputError(f"{name} is {size}; accepted: a positive number of pixels, or (height, width)")
+    return (sides[0], sides[1])
+
+
+def _resized(resize: int | tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    if not isinstance(resize, int):
+        return resize
+    if height <= width:
+        return resize, max(1, resize * width // height)
+    return max(1, resize * height // width), resize
+
+
+def _in_color(image: Image.Image, color: Color) -> Image.Image:
+    mode = "L" if color == "gray" else "RGB"
+    if image.mode == mode:
+        return image
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about any other way
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        raise InputError(f"the image has the pixel format {image.mode}; accepted: 8 bits per channel")
+    return image.convert(mode)

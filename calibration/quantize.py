@@ -1,0 +1,110 @@
+"""A float model and samples -> plan and QDQ model: calibration as one call.
+
+The samples are gone through once. What was seen then gives any number of plans (full and pair-limited weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeship.calibration import algorithms, refine
+from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
+from edgeship.calibration.plan import make_plan, tensors_to_observe
+from edgeship.calibration.qdq import apply_plan
+from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
+
+REFINEMENTS = ("bias_correction",)
+"""What is done by default beyond ranges and rounding."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the samples showed: everything a plan is made from."""
+
+    model: ir.Model
+    rules: QuantRules
+    algorithm: str
+    samples: int
+    observers: Mapping[str, Observer]
+    refinements: tuple[str, ...]
+    statistics: Mapping[str, Mapping[str, Statistic]]
+
+    def plan(self, weights: WeightScheme = "full") -> QuantPlan:
+        """The plan with weights of the given scheme: ranges, then limits of the weights, then the other refinements."""
+        plan = make_plan(self.model, self.rules, self.observers)
+        if weights == "pair_limited":
+            plan = refine.load("pair_limit").refine(self.model, plan, {})
+        for name in self.refinements:
+            plan = refine.load(name).refine(self.model, plan, self.statistics[name])
+        return plan
+
+    def quantized(self, plan: QuantPlan, weights: WeightScheme = "full") -> ir.Model:
+        """The QDQ model of `plan`, with the facts of this calibration in its metadata."""
+        facts: dict[str, str | int | float] = {
+            "algorithm": self.algorithm,
+            "refinements": ",".join(self.refinements),
+            "rules": self.rules.name,
+            "samples": self.samples,
+            "weights": weights,
+        }
+        return apply_plan(self.model, plan, facts)
+
+
+def calibrate(  # noqa: PLR0913 - three of seven are keyword-only options
+    model: ir.Model,
+    samples: Iterable[Feeds],
+    rules: QuantRules,
+    open_model: OpenModel,
+    *,
+    algorithm: str = "minmax",
+    refinements: Sequence[str] = REFINEMENTS,
+    progress: Progress | None = None,
+) -> Calibration:
+    """What one pass over `samples` shows of a float model; `open_model` opens it, with intermediate tensors as outputs.
+
+    Raises InputError for an unknown algorithm or refinement, no samples, non-finite values, or a model without a node
+    that can be int8.
+    """
+    factory = algorithms.load(algorithm)
+    observers = {name: factory() for name in tensors_to_observe(model, rules)}
+    statistics = {name: dict(refine.load(name).statistics(model, rules)) for name in refinements}
+    wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
+    for each in statistics.values():
+        for name, statistic in each.items():
+            wanted.setdefault(name, []).append(statistic)
+    counter = _Counter(progress)
+    observe(model, samples, wanted, open_model, counter)
+    return Calibration(model, rules, algorithm, counter.done, observers, tuple(refinements), statistics)
+
+
+def quantize_model(  # noqa: PLR0913 - four of eight are keyword-only options
+    model: ir.Model,
+    samples: Iterable[Feeds],
+    rules: QuantRules,
+    open_model: OpenModel,
+    *,
+    algorithm: str = "minmax",
+    weights: WeightScheme = "full",
+    refinements: Sequence[str] = REFINEMENTS,
+    progress: Progress | None = None,
+) -> tuple[QuantPlan, ir.Model]:
+    """The plan and the QDQ model of a float model. Raises as `calibrate` does; `model` is not modified."""
+    calibration = calibrate(
+        model, samples, rules, open_model, algorithm=algorithm, refinements=refinements, progress=progress
+    )
+    plan = calibration.plan(weights)
+    return plan, calibration.quantized(plan, weights)
+
+
+class _Counter:
+    def __init__(self, progress: Progress | None) -> None:
+        self.done = 0
+        self._progress = progress
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        self.done = done
+        if self._progress is not None:
+            self._progress(done, total, what)
