@@ -1,0 +1,108 @@
+"""What a target is: a runtime that edgeship writes artifacts for, and how targets are found by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import onnx_ir as ir
+
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.types import Finding, QuantRules, Session, WeightScheme
+
+IoLayout = Literal["nchw", "nhwc"]
+IoDtype = Literal["float32", "int8", "uint8"]
+ENTRY_POINTS = "edgeship.targets"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How an artifact meets the world; `io_layout` None is the target's own habit, `metadata` is written into it."""
+
+    io_layout: IoLayout | None = None
+    io_dtype: IoDtype = "float32"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target's runtime can be imported here, its version, and the command that installs it."""
+
+    installed: bool
+    version: str
+    install: str
+
+
+@dataclass(frozen=True)
+class IntegerShare:
+    """Multiply-accumulates by who executes them in the graph the runtime really runs, and the layers left in float."""
+
+    integer_macs: int
+    total_macs: int
+    float_layers: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The integer part, 0..1; 0 for a model without multiply-accumulates."""
+        return self.integer_macs / self.total_macs if self.total_macs else 0.0
+
+
+class Target(Protocol):
+    """A runtime that artifacts are made for. Importing a target's module must not import its runtime."""
+
+    @property
+    def name(self) -> str:
+        """The file name of the module, and what `--target` takes."""
+
+    @property
+    def suffix(self) -> str:
+        """The artifact's file suffix, with the dot."""
+
+    @property
+    def rules(self) -> QuantRules:
+        """What the runtime's int8 kernels demand."""
+
+    @property
+    def weights(self) -> WeightScheme:
+        """The weight scheme an artifact needs to run without saturation on every CPU the target names."""
+
+    def availability(self) -> Availability:
+        """Whether the runtime is installed here."""
+
+    def check(self, model: ir.Model) -> list[Finding]:
+        """Every node of a float or QDQ model that `convert` cannot take, with the reason."""
+
+    def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
+        """The artifact's bytes for a float or QDQ model, the same for the same arguments.
+
+        Raises UnsupportedError with all findings of `check`. The model is not modified.
+        """
+
+    def open(self, artifact: Path, threads: int = 1) -> Session:
+        """The artifact, loaded in its real runtime with its real kernels. Raises InputError for an unusable file."""
+
+    def integer_share(self, artifact: Path) -> IntegerShare:
+        """Who executes the multiply-accumulates, read off the graph that the runtime executes."""
+
+
+def names() -> Sequence[str]:
+    """The names of all targets, own ones (files and folders beside this one) and installed ones, sorted."""
+    import edgeship.targets as package
+
+    own = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in {"base"}}
+    own = {name for name in own if not name.startswith("_")}
+    return sorted(own | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)})
+
+
+def load(name: str) -> Target:
+    """The target called `name`. Raises InputError with the names there are."""
+    if name not in names():
+        raise InputError(f"unknown target {name!r}; there are: {', '.join(names())}")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+        return cast(Target, point.load())
+    return cast(Target, importlib.import_module(f"edgeship.targets.{name}").TARGET)

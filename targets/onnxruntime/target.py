@@ -1,0 +1,118 @@
+"""Returns the target `onnxruntime`. Importing this file does not import the runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeship.calibration.errors import InputError, UnsupportedError
+from edgeship.calibration.macs import node_key
+from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.types import Finding, QuantRules, WeightScheme
+from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
+from edgeship.targets.onnxruntime.border import change_border, check_border
+from edgeship.targets.onnxruntime.rules import RULES
+from edgeship.targets.onnxruntime.session import OnnxSession, session_options, start
+from edgeship.targets.onnxruntime.unsigned import make_unsigned
+
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+class OnnxRuntime:
+    """ONNX Runtime on CPUs: QDQ ONNX with unsigned activations, weights that no x86 CPU clips."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, and what `--target` takes."""
+        return "onnxruntime"
+
+    @property
+    def suffix(self) -> str:
+        """The artifact's file suffix."""
+        return ".onnx"
+
+    @property
+    def rules(self) -> QuantRules:
+        """What the int8 kernels demand."""
+        return RULES
+
+    @property
+    def weights(self) -> WeightScheme:
+        """Pair-limited: x86 without VNNI adds two products in 16 bits (docs: saturation)."""
+        return "pair_limited"
+
+    def availability(self) -> Availability:
+        """Whether ONNX Runtime is installed here."""
+        install = "pip install onnxruntime"
+        try:
+            return Availability(True, importlib.metadata.version("onnxruntime"), install)
+        except importlib.metadata.PackageNotFoundError:
+            return Availability(False, "", install)
+
+    def check(self, model: ir.Model) -> list[Finding]:
+        """Every node without a kernel; or, when all have one, what ONNX Runtime says on loading the model."""
+        return _without_kernel(model) or _refused(to_bytes(model))
+
+    def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
+        """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata."""
+        findings = [*_without_kernel(model), *check_border(model.graph, options)]
+        if not findings:
+            content = _converted(model, options)
+            findings = _refused(content)
+        if findings:
+            raise UnsupportedError("onnxruntime cannot take this model:", findings)
+        return content
+
+    def open(self, artifact: Path, threads: int = 1) -> OnnxSession:
+        """The artifact with all of ONNX Runtime's optimisations, on the CPU."""
+        return OnnxSession(artifact, threads)
+
+    def integer_share(self, artifact: Path) -> IntegerShare:
+        """Who executes the multiply-accumulates in the optimised graph."""
+        from edgeship.targets.onnxruntime.share import integer_share
+
+        return integer_share(artifact)
+
+
+def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
+    model = model.clone()
+    make_unsigned(model)
+    change_border(model, options)
+    model.metadata_props.update(options.metadata)
+    ordered = sorted(model.metadata_props.items())
+    model.metadata_props.clear()
+    model.metadata_props.update(ordered)
+    model.producer_name, model.producer_version = "edgeship", ""
+    return to_bytes(model)
+
+
+def _without_kernel(model: ir.Model) -> list[Finding]:
+    """The nodes whose operator ONNX Runtime's CPU provider does not have, neither as kernel nor as function."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    known = {(schema.domain or "", schema.name) for schema in state.get_all_operator_schema()}
+    local = {(function.domain, function.name) for function in model.functions.values()}
+    findings = []
+    for node in model.graph.all_nodes():
+        domain = "" if node.domain in _ONNX_DOMAINS else node.domain
+        if (domain, node.op_type) not in known and (node.domain, node.op_type) not in local:
+            operator = f"{domain}.{node.op_type}" if domain else node.op_type
+            findings.append(
+                Finding(
+                    f"{operator} {node_key(node)}", f"ONNX Runtime has no operator {operator}", "", "ONNX operators"
+                )
+            )
+    return findings
+
+
+def _refused(content: bytes) -> list[Finding]:
+    try:
+        start(content, "the model", session_options(1, optimise=False))
+    except InputError as error:
+        return [Finding("model", str(error))]
+    return []
+
+
+TARGET = OnnxRuntime()
