@@ -1,0 +1,75 @@
+"""TensorFlow Lite (LiteRT): ONNX written straight into its flatbuffer, and its interpreter."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgeship.calibration.types import Finding, QuantRules, Session, WeightScheme
+
+INSTALL = "pip install 'edgeship[tflite]'"
+RUNTIMES = ("ai-edge-litert", "tensorflow")
+
+
+class TFLiteTarget:
+    """The Target protocol for TFLite."""
+
+    name = "tflite"
+    suffix = ".tflite"
+    weights: WeightScheme = "full"
+
+    @cached_property
+    def rules(self) -> QuantRules:
+        """What TFLite's int8 kernels demand, assembled from the operators' entries."""
+        from edgeship.targets.tflite.rules import rules
+
+        return rules()
+
+    def availability(self) -> Availability:
+        """Whether a runtime is installed: ai-edge-litert, else TensorFlow."""
+        for package in RUNTIMES:
+            if importlib.util.find_spec(package.replace("-", "_")) is not None:
+                return Availability(True, f"{package} {_version(package)}", INSTALL)
+        return Availability(False, "", INSTALL)
+
+    def check(self, model: ir.Model) -> list[Finding]:
+        """Every node that cannot be converted, with the reason."""
+        from edgeship.targets.tflite.convert import check
+
+        return check(model)
+
+    def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
+        """The TFLite file's bytes, NHWC unless the options say otherwise."""
+        from edgeship.targets.tflite.convert import convert
+
+        return convert(model, options)
+
+    def open(self, artifact: Path, threads: int = 1) -> Session:
+        """The artifact in the interpreter, with the kernels users get by default."""
+        from edgeship.targets.tflite.session import TFLiteSession
+
+        return TFLiteSession(artifact, threads)
+
+    def integer_share(self, artifact: Path) -> IntegerShare:
+        """The share of multiply-accumulates on integer tensors."""
+        from edgeship.targets.tflite.share import integer_share
+
+        return integer_share(artifact)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+TARGET = TFLiteTarget()

@@ -1,0 +1,229 @@
+"""The bytes of a TFLite model: the only file that knows the flatbuffer schema.
+
+Buffers are stored once per content and aligned to 16 bytes, as the schema demands; equal calls give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from edgeship.calibration.errors import StageError
+from edgeship.calibration.types import Array
+from edgeship.targets.tflite import versions
+
+FILE_IDENTIFIER = b"TFL3"
+SCHEMA_VERSION = 3
+ALIGNMENT = 16
+LARGEST_FILE = 2**31 - 1
+SIGNATURE = "serving_default"
+_OTHER_OPTIONS = {
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), "Pool2DOptions"),
+    **dict.fromkeys(
+        ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"), "ReducerOptions"
+    ),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM"), "MaximumMinimumOptions"),
+    "L2_NORMALIZATION": "L2NormOptions",
+}
+"""Operators whose options are not called after them."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The model's inputs and outputs: name -> tensor index, in order."""
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+class Builder:
+    """Collects tensors and operators, and packs them."""
+
+    def __init__(self) -> None:
+        self._schema = _schema()
+        self._buffers: dict[bytes, int] = {b"": 0}
+        self._contents: list[Array] = [np.zeros(0, np.uint8)]
+        self._tensors: list[Any] = []
+        self._kinds: list[versions.Kind] = []
+        self._codes: dict[tuple[str, int], int] = {}
+        self._operators: list[Any] = []
+
+    def tensor(  # noqa: PLR0913 - the fields of the schema's Tensor, given by name
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        *,
+        data: Array | None = None,
+        scale: Array | None = None,
+        zero_point: Array | None = None,
+        axis: int = 0,
+        signature: Sequence[int] = (),
+    ) -> int:
+        """The index of a new tensor; `data` makes it a constant, `scale` (1-D) a quantized one with channel axis
+        `axis`.
+        """
+        schema = self._schema
+        tensor = schema.TensorT(name=name, shape=np.asarray(shape, np.int32), hasRank=True)
+        tensor.type = _element_type(dtype)
+        if -1 in signature:
+            tensor.shapeSignature = np.asarray(signature, np.int32)
+        if data is not None:
+            tensor.buffer = self._buffer(
+                np.ascontiguousarray(data, dtype).view(np.uint8).reshape(-1) if data.size else data
+            )
+        if scale is not None and zero_point is not None:
+            tensor.quantization = schema.QuantizationParametersT(
+                scale=np.asarray(scale, np.float32), zeroPoint=np.asarray(zero_point, np.int64), quantizedDimension=axis
+            )
+        self._tensors.append(tensor)
+        kind = versions.Kind(_type_names()[tensor.type], tuple(int(s) for s in shape), scale)
+        self._kinds.append(kind)
+        return len(self._tensors) - 1
+
+    def operator(self, name: str, inputs: Sequence[int], outputs: Sequence[int], fields: Mapping[str, Any]) -> None:
+        """Adds an operator at the lowest version that does it; -1 among `inputs` is one left out, strings name enum
+        members.
+        """
+        kinds = [self._kinds[index] if index >= 0 else None for index in inputs]
+        version = versions.version_of(name, kinds, [self._kinds[index] for index in outputs], fields)
+        operator = self._schema.OperatorT(
+            opcodeIndex=self._codes.setdefault((name, version), len(self._codes)),
+            inputs=np.asarray(inputs, np.int32),
+            outputs=np.asarray(outputs, np.int32),
+        )
+        options = _options_name(name)
+        if options:
+            operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(self._schema, options + "T")()
+            for key, value in fields.items():
+                _set(operator.builtinOptions, key, value)
+        elif fields:
+            raise ValueError(f"{name} has no options, {list(fields)} given")
+        self._operators.append(operator)
+
+    def finish(self, signature: Signature, metadata: Mapping[str, bytes]) -> bytes:
+        """The file's bytes. Raises StageError when they would not fit a flatbuffer (2 GB)."""
+        schema = self._schema
+        model = schema.ModelT(version=SCHEMA_VERSION, description="edgeship")
+        model.operatorCodes = [self._code(name, version) for name, version in self._codes]
+        oldest = versions.newest([versions.runtime_of(name, version) for name, version in self._codes])
+        stored = {"min_runtime_version": oldest.encode().ljust(16, b"\0"), **metadata}
+        model.metadata = [
+            schema.MetadataT(name=name, buffer=self._buffer(np.frombuffer(content, np.uint8)))
+            for name, content in stored.items()
+        ]
+        graph = schema.SubGraphT(tensors=self._tensors, operators=self._operators, name="main")
+        graph.inputs = np.asarray(list(signature.inputs.values()), np.int32)
+        graph.outputs = np.asarray(list(signature.outputs.values()), np.int32)
+        model.subgraphs = [graph]
+        model.signatureDefs = [self._signature(signature)]
+        model.buffers = [_aligned(schema, content) for content in self._contents]
+        return _pack(model, sum(content.nbytes + ALIGNMENT for content in self._contents))
+
+    def _buffer(self, content: Array) -> int:
+        digest = hashlib.sha256(content.data).digest() if content.size else b"empty"
+        if digest not in self._buffers:
+            self._buffers[digest] = len(self._contents)
+            self._contents.append(content)
+        return self._buffers[digest]
+
+    def _code(self, name: str, version: int) -> Any:
+        code = getattr(self._schema.BuiltinOperator, name)
+        placeholder = self._schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES
+        return self._schema.OperatorCodeT(
+            deprecatedBuiltinCode=min(code, placeholder), builtinCode=code, version=version
+        )
+
+    def _signature(self, signature: Signature) -> Any:
+        schema = self._schema
+        inputs = [schema.TensorMapT(name=name, tensorIndex=index) for name, index in signature.inputs.items()]
+        outputs = [schema.TensorMapT(name=name, tensorIndex=index) for name, index in signature.outputs.items()]
+        return schema.SignatureDefT(inputs=inputs, outputs=outputs, signatureKey=SIGNATURE, subgraphIndex=0)
+
+
+def _schema() -> Any:
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ImportError as error:
+        raise StageError(
+            "writing TFLite needs ai-edge-litert, which is not installed; pip install 'edgeship[tflite]'"
+        ) from error
+    return schema_py_generated
+
+
+@cache
+def _type_names() -> dict[int, str]:
+    return {value: name for name, value in vars(_schema().TensorType).items() if not name.startswith("_")}
+
+
+def _element_type(dtype: np.dtype[Any]) -> int:
+    name = "BOOL" if dtype == np.bool_ else dtype.name.upper()
+    value = getattr(_schema().TensorType, name, None)
+    if value is None:
+        raise ValueError(f"TFLite has no tensors of type {dtype}")
+    return int(value)
+
+
+@cache
+def _options_name(operator: str) -> str | None:
+    """The schema's name of the operator's options, or None when it has none."""
+    if operator in _OTHER_OPTIONS:
+        return _OTHER_OPTIONS[operator]
+    wanted = operator.replace("_", "").lower() + "options"
+    return next((name for name in vars(_schema().BuiltinOptions) if name.lower() == wanted), None)
+
+
+_ENUMS = {
+    "padding": "Padding",
+    "fusedActivationFunction": "ActivationFunctionType",
+    "mode": "MirrorPadMode",
+    "inDataType": "TensorType",
+    "outDataType": "TensorType",
+    "outputType": "TensorType",
+    "quantizedBiasType": "TensorType",
+}
+
+
+def _set(options: Any, key: str, value: Any) -> None:
+    head, *rest = key.split("_")
+    name = head + "".join(part[:1].upper() + part[1:] for part in rest)
+    if not hasattr(options, name):
+        raise ValueError(f"{type(options).__name__} has no field {name}")
+    setattr(options, name, getattr(getattr(_schema(), _ENUMS[name]), value) if isinstance(value, str) else value)
+
+
+def _aligned(schema: Any, content: Array) -> Any:
+    """A BufferT whose bytes start on a multiple of 16 (`force_align` of the schema, which flatbuffers' Python side
+    ignores).
+    """
+
+    class AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # the schema module has no types
+        def Pack(self, builder: Any) -> Any:  # noqa: N802 - flatbuffers' name
+            vector = None
+            if content.size:
+                builder.StartVector(1, content.nbytes, ALIGNMENT)
+                builder.head -= content.nbytes
+                builder.Bytes[builder.head : builder.head + content.nbytes] = content.data
+                vector = builder.EndVector()
+            schema.BufferStart(builder)
+            if vector is not None:
+                schema.BufferAddData(builder, vector)
+            return schema.BufferEnd(builder)
+
+    return AlignedBuffer()
+
+
+def _pack(model: Any, constants: int) -> bytes:
+    import flatbuffers  # type: ignore[import-untyped]  # has no types
+
+    if constants > LARGEST_FILE:
+        raise StageError(f"the constants take {constants} bytes; a TFLite file holds at most {LARGEST_FILE}")
+    builder = flatbuffers.Builder(constants + (1 << 16))
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    return bytes(builder.Output())

@@ -1,0 +1,70 @@
+"""Everything known of one ONNX operator in TFLite, in one place: how to write it, on what layouts, and its int8
+kernel's rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeship.calibration.types import FixedOutput
+from edgeship.targets.tflite.emit import Emit
+from edgeship.targets.tflite.graph import Node
+from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_rules import NATURAL
+
+Limit = Callable[[Node], str | None]
+"""Why a node is beyond the operator, or None; its docstring is the manual's line."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What the int8 kernel demands.
+
+    `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
+    it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
+    scale of their own. `limits`: nodes it cannot take, which then run in float.
+    """
+
+    shares_scale: bool = False
+    moves: bool = False
+    fixed_output: FixedOutput | None = None
+    real_inputs: frozenset[int] = frozenset()
+    limits: tuple[Limit, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """One ONNX operator: `convert` writes a node of it, `layout` says on which memory orders it works.
+
+    `int8` None: float only. `limits`: nodes that cannot be expressed at all. `since`: the oldest opset whose meaning is
+    known. `fuses`: a following Relu or Clip can be written into it.
+    """
+
+    onnx: str
+    convert: Callable[[Emit], None]
+    layout: LayoutRule = NATURAL
+    int8: Int8 | None = None
+    limits: tuple[Limit, ...] = ()
+    since: int = 7
+    fuses: bool = False
+
+    def refusal(self, node: Node) -> str | None:
+        """Why `node` cannot be converted at all, or None."""
+        if node.opset < self.since:
+            return f"opset {node.opset} defines it differently; opset {self.since} or newer is known"
+        return _first(self.limits, node)
+
+    def int8_refusal(self, node: Node) -> str | None:
+        """Why `node` cannot run in int8, or None."""
+        if self.int8 is None:
+            return f"TFLite has no int8 kernel for {self.onnx}"
+        return _first((*self.limits, *self.int8.limits), node)
+
+
+def _first(limits: tuple[Limit, ...], node: Node) -> str | None:
+    return next((reason for limit in limits if (reason := limit(node))), None)
+
+
+MOVES = Int8(shares_scale=True, moves=True)
+"""The rule of operators that only carry integers from one place to another."""

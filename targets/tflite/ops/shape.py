@@ -1,0 +1,252 @@
+"""Operators that move values without computing: shapes, slices, pads, joins and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgeship.targets.tflite.emit import Emit, Operand
+from edgeship.targets.tflite.graph import Node, Unsupported
+from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_rules import (
+    ALONG_AXES,
+    ALONG_AXES_ALL,
+    NATURAL,
+    POINTWISE,
+    RESHAPES,
+    ByNode,
+    Drops,
+    Renames,
+)
+from edgeship.targets.tflite.op import MOVES, Int8, Op
+
+
+def convert_reshape(emit: Emit) -> None:
+    """Writes a Reshape, Flatten, Squeeze or Unsqueeze: one RESHAPE, or nothing where the shape in memory stays the
+    same.
+    """
+    x = emit.input()
+    shape, signature = (emit.output_layout.shape(s) for s in (emit.node.y.shape, emit.node.y.signature))
+    if shape == x.shape:
+        emit.alias(x)
+    else:
+        emit.writer.reshape(x, shape, signature, emit.output())
+
+
+def convert_alias(emit: Emit) -> None:
+    """Writes nothing: the output is the input, its axes under new names."""
+    emit.alias(emit.input())
+
+
+def permutation(node: Node) -> list[int]:
+    """The `perm` of a Transpose."""
+    return list(node.attribute("perm") or range(node.x.rank)[::-1])
+
+
+def convert_concat(emit: Emit) -> None:
+    """Writes a Concat of the inputs that are not empty."""
+    axis = emit.output_layout.axis(emit.node.axis(0, emit.node.y.rank))
+    operands = [emit.input(i) for i, t in enumerate(emit.node.inputs) if t is not None and t.size]
+    if len(operands) == 1:
+        emit.alias(operands[0])
+        return
+    emit.operator("CONCATENATION", operands, emit.output(), axis=axis)
+
+
+def convert_slice(emit: Emit) -> None:
+    """Writes a Slice: SLICE where every step is 1, else STRIDED_SLICE."""
+    node, x = emit.node, emit.input()
+    cuts = _cuts(node)
+    if any(step != 1 for _, _, step in cuts.values()):
+        _strided(emit, x, {emit.layout.axis(axis): cut for axis, cut in cuts.items()})
+        return
+    begin, size = [0] * x.rank, list(x.signature)
+    for axis, (start, count, _) in cuts.items():
+        place = emit.layout.axis(axis)
+        begin[place], size[place] = start, count
+    emit.operator("SLICE", [x, emit.ints("begin", begin), emit.ints("size", size)], emit.output())
+
+
+def _cuts(node: Node) -> dict[int, tuple[int, int, int]]:
+    """Axis -> (start, count, step) with everything counted from the front, as ONNX clamps it."""
+    starts, ends = node.ints("starts", 1), node.ints("ends", 2)
+    if starts is None or ends is None:
+        raise Unsupported("needs starts and ends", "they are left out")
+    axes = node.ints("axes", 3) or list(range(len(starts)))
+    steps = node.ints("steps", 4) or [1] * len(starts)
+    cuts = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        place = axis + node.x.rank if axis < 0 else axis
+        if node.x.signature[place] == -1:
+            if (start, step) == (0, 1) and end >= 2**31 - 1:
+                continue
+            raise Unsupported("slices a dynamic dimension", f"axis {place}", "a static batch")
+        chosen = range(node.x.shape[place])[start:end:step]
+        cuts[place] = (chosen.start, len(chosen), step)
+    return cuts
+
+
+def _strided(emit: Emit, x: Operand, cuts: dict[int, tuple[int, int, int]]) -> None:
+    begin, end, strides, end_mask = [0] * x.rank, list(x.shape), [1] * x.rank, 0
+    for place in range(x.rank):
+        start, count, step = cuts.get(place, (0, x.shape[place], 1))
+        begin[place], end[place], strides[place] = start, start + count * step, step
+        if place not in cuts or end[place] < 0:
+            end_mask |= 1 << place
+    operands = [x, emit.ints("begin", begin), emit.ints("end", end), emit.ints("strides", strides)]
+    emit.operator("STRIDED_SLICE", operands, emit.output(), end_mask=end_mask)
+
+
+def convert_pad(emit: Emit) -> None:
+    """Writes a Pad: PAD, PADV2, MIRROR_PAD, or a GATHER per axis for edge and wrap; negative pads cut first."""
+    node, x, y = emit.node, emit.input(), emit.output()
+    pads = _pads(node)
+    mode = node.attribute("mode", "constant")
+    widths = [pads[axis] for axis in emit.layout.perm]
+    if any(front < 0 or behind < 0 for front, behind in widths):
+        x, widths = _cropped(emit, x, widths)
+    if mode == "constant":
+        value = node.parameter("value", 2)
+        _constant_pad(emit, x, widths, 0.0 if value is None or not value.size else float(value.reshape(-1)[0]), y)
+    elif mode == "reflect":
+        emit.operator("MIRROR_PAD", [x, emit.ints("paddings", widths)], y, mode="REFLECT")
+    else:
+        _gathered_pad(emit, x, widths, mode, y)
+
+
+def _pads(node: Node) -> list[tuple[int, int]]:
+    """(front, behind) for every ONNX axis."""
+    flat = node.ints("pads", 1)
+    if flat is None:
+        raise Unsupported("needs pads", "they are left out")
+    axes = node.ints("axes", 3) or list(range(node.x.rank))
+    pads = [(0, 0)] * node.x.rank
+    for place, axis in enumerate(axes):
+        pads[axis] = (flat[place], flat[place + len(axes)])
+    if any(pads[axis] != (0, 0) and size == -1 for axis, size in enumerate(node.x.signature)):
+        raise Unsupported("pads a dynamic dimension", f"pads {flat}", "a static batch")
+    return pads
+
+
+def _cropped(emit: Emit, x: Operand, widths: list[tuple[int, int]]) -> tuple[Operand, list[tuple[int, int]]]:
+    begin = [max(-front, 0) for front, _ in widths]
+    size = [n - max(-front, 0) - max(-behind, 0) for n, (front, behind) in zip(x.shape, widths, strict=True)]
+    cut = emit.temporary(size, x, "cut")
+    extent = [s if d != -1 else -1 for s, d in zip(size, x.signature, strict=True)]
+    emit.operator("SLICE", [x, emit.ints("begin", begin), emit.ints("size", extent)], cut)
+    return cut, [(max(front, 0), max(behind, 0)) for front, behind in widths]
+
+
+def _constant_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], value: float, y: Operand) -> None:
+    paddings = emit.ints("paddings", widths)
+    if value == 0.0:
+        emit.operator("PAD", [x, paddings], y)
+        return
+    fill = (
+        emit.real("value", value, x)
+        if x.quant or x.dtype.kind == "f"
+        else emit.constant("value", np.array(value, x.dtype))
+    )
+    emit.operator("PADV2", [x, paddings, fill], y)
+
+
+def _gathered_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], mode: str, y: Operand) -> None:
+    places = [place for place, pads in enumerate(widths) if pads != (0, 0)]
+    for place in places:
+        size, (front, behind) = x.shape[place], widths[place]
+        indices = np.arange(-front, size + behind)
+        indices = np.clip(indices, 0, size - 1) if mode == "edge" else indices % size
+        shape = [len(indices) if i == place else s for i, s in enumerate(x.shape)]
+        target = y if place == places[-1] else emit.temporary(shape, x, "padded")
+        emit.operator("GATHER", [x, emit.ints("indices", indices)], target, axis=place)
+        x = target
+
+
+def short_reflection(node: Node) -> str | None:
+    """A reflection is shorter than the axis it mirrors."""
+    if node.attribute("mode", "constant") != "reflect":
+        return None
+    long = [axis for axis, pads in enumerate(_pads(node)) if max(pads) >= node.x.shape[axis] and max(pads) > 0]
+    return f"it reflects more than axis {long[0]} holds ({node.x.shape[long[0]]})" if long else None
+
+
+def convert_split(emit: Emit) -> None:
+    """Writes a Split into parts: SPLIT where they are equal, else SPLIT_V."""
+    node, x = emit.node, emit.input()
+    axis = node.axis(0)
+    place, outputs = emit.layout.axis(axis), [emit.output(i) for i in range(len(node.outputs))]
+    sizes = [tensor.shape[axis] for tensor in node.outputs]
+    if len(sizes) == 1:
+        emit.writer.reshape(x, outputs[0].shape, outputs[0].signature, outputs[0])
+    elif len(set(sizes)) == 1:
+        emit.operator("SPLIT", [emit.ints("axis", place), x], outputs, num_splits=len(sizes))
+    else:
+        emit.operator(
+            "SPLIT_V", [x, emit.ints("sizes", sizes), emit.ints("axis", place)], outputs, num_splits=len(sizes)
+        )
+
+
+def convert_gather(emit: Emit) -> None:
+    """Writes a Gather; constant indices are counted from the front."""
+    node, x = emit.node, emit.input()
+    axis, indices = node.axis(0), node.tensor(1)
+    if indices.data is not None:
+        chosen = np.where(indices.data < 0, indices.data + node.x.shape[axis], indices.data)
+        places = emit.constant("indices", chosen.astype(np.int32))
+    else:
+        places = emit.input(1)
+    emit.operator("GATHER", [x, places], emit.output(), axis=emit.layout.axis(axis))
+
+
+def _gather_layout(node: Node) -> LayoutRule:
+    rank = node.tensor(1).rank
+    return GATHERS_ONE if rank == 0 else ALONG_AXES if rank == 1 else NATURAL
+
+
+def convert_expand(emit: Emit) -> None:
+    """Writes an Expand."""
+    x, y = emit.broadcast(0), emit.output()
+    if y.is_dynamic:
+        raise Unsupported("expands to a dynamic shape", f"{list(y.signature)}", "a static batch")
+    emit.operator("BROADCAST_TO", [x, emit.ints("shape", y.shape)], y)
+
+
+def convert_tile(emit: Emit) -> None:
+    """Writes a Tile."""
+    repeats = emit.node.ints("repeats", 1) or []
+    emit.operator(
+        "TILE", [emit.input(), emit.ints("repeats", [repeats[axis] for axis in emit.layout.perm])], emit.output()
+    )
+
+
+def convert_cast(emit: Emit) -> None:
+    """Writes a Cast between numbers; nothing where the type stays."""
+    x, y = emit.input(), emit.node.y
+    if x.dtype == y.dtype:
+        emit.alias(x)
+    else:
+        emit.operator("CAST", [x], emit.output())
+
+
+GATHERS_ONE = Drops(lambda node: [node.axis(0)])
+
+OPS = (
+    *(Op(name, convert_reshape, RESHAPES, MOVES) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
+    Op("Transpose", convert_alias, Renames(permutation), MOVES),
+    Op("Identity", convert_alias, POINTWISE, MOVES),
+    Op("Concat", convert_concat, ALONG_AXES_ALL, Int8(shares_scale=True, moves=True)),
+    Op("Slice", convert_slice, ALONG_AXES, MOVES),
+    Op(
+        "Pad",
+        convert_pad,
+        ALONG_AXES,
+        Int8(shares_scale=True, moves=True, real_inputs=frozenset({2})),
+        (short_reflection,),
+    ),
+    Op("Split", convert_split, ALONG_AXES, MOVES),
+    Op("Gather", convert_gather, ByNode(_gather_layout), MOVES),
+    Op("Expand", convert_expand, POINTWISE, MOVES),
+    Op("Tile", convert_tile, ALONG_AXES, MOVES),
+    Op("Cast", convert_cast, POINTWISE),
+)

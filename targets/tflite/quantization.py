@@ -1,0 +1,154 @@
+"""Which nodes run in integers, and the QUANTIZE and DEQUANTIZE operators where they meet float ones.
+
+A node runs in int8 when what flows in and out of it is quantized and TFLite has the kernel. Operators that only move
+values hand parameters on, so a missing pair of QuantizeLinear/DequantizeLinear around a Reshape costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgeship.calibration.types import QuantParams, TensorSpec
+from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, constant
+from edgeship.targets.tflite.op import Int8, Op
+
+OpOf = Callable[[Node], Op | None]
+ACTIVATION_BITS = 8
+
+
+def settle(graph: Graph, op_of: OpOf) -> None:
+    """Marks the int8 nodes and writes the conversions between them and the float ones into the graph."""
+    _spread(graph, op_of)
+    borders = _Borders(graph)
+    for node in graph.nodes:
+        if node.op_type in (QUANTIZE, DEQUANTIZE):
+            borders.nodes.append(node)
+            continue
+        op = op_of(node)
+        if op and op.int8 and runs_in_int8(node, op):
+            node.int8 = True
+            borders.integer(node, op.int8)
+        else:
+            borders.real(node)
+    graph.nodes = borders.nodes
+    graph.prune()
+
+
+def runs_in_int8(node: Node, op: Op) -> bool:
+    """Whether every real-valued tensor of the node is an int8 one and the kernel can take it."""
+    if op.int8 is None or op.int8_refusal(node):
+        return False
+    reals = [t for i, t in enumerate(node.inputs) if t is not None and t.is_float and not _is_free(op.int8, t, i)]
+    reals += [t for t in node.outputs if t.is_float]
+    return bool(reals) and all(t.quant is not None and t.quant.spec.bits == ACTIVATION_BITS for t in reals)
+
+
+def _is_free(rule: Int8, tensor: Tensor, index: int) -> bool:
+    return index in rule.real_inputs and tensor.is_constant
+
+
+def _spread(graph: Graph, op_of: OpOf) -> None:
+    """Lets parameters flow through operators that only move integers: forwards, then back where nobody else reads."""
+
+    def moves(node: Node) -> bool:
+        op = op_of(node)
+        return bool(op and op.int8 and op.int8.moves and not op.int8_refusal(node)) and node.x.is_float
+
+    for node in graph.nodes:
+        if moves(node) and node.x.quant and node.x.quant.spec.axis is None and not _others(node):
+            for tensor in node.outputs:
+                tensor.quant = tensor.quant or node.x.quant
+    uses, kept = graph.consumers(), {*graph.outputs.values(), *graph.inputs.values()}
+    for node in reversed(graph.nodes):
+        if not moves(node) or node.x.quant or node.x in kept or node.x.is_constant or len(uses[node.x]) != 1:
+            continue
+        quant = node.y.quant
+        if quant and len(node.outputs) == 1 and not _others(node):
+            node.x.quant = quant
+
+
+def _others(node: Node) -> bool:
+    """Whether the node has further computed real-valued inputs (Concat), so that one input does not speak for it."""
+    return any(t is not None and t.is_float and not t.is_constant for t in node.inputs[1:])
+
+
+class _Borders:
+    """The nodes so far, with the conversions that they need before and after."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Node] = []
+        self.kept = set(graph.outputs.values())
+        self.reals: dict[Tensor, Tensor] = {}
+        self.requantized: dict[tuple[Tensor, bytes], Tensor] = {}
+
+    def integer(self, node: Node, rule: Int8) -> None:
+        """Adds an int8 node; where the kernel's demands on scales are not met, the difference is requantized."""
+        after: list[Node] = []
+        if rule.fixed_output:
+            fixed = rule.fixed_output
+            wanted = QuantParams(np.array(fixed.scale), np.array(fixed.zero_point), TensorSpec())
+            after = self._outputs_as(node, wanted)
+        elif rule.shares_scale:
+            data = [i for i, t in enumerate(node.inputs) if t is not None and t.is_float and i not in rule.real_inputs]
+            if len(data) > 1 and node.y.quant:
+                self._inputs_as(node, data, node.y.quant)
+            elif node.x.quant:
+                after = self._outputs_as(node, node.x.quant)
+        self.nodes += [node, *after]
+
+    def real(self, node: Node) -> None:
+        """Adds a float node: its integer inputs are dequantized, its integer outputs quantized."""
+        node.inputs = [self._real(t) if t is not None and t.quant else t for t in node.inputs]
+        self.nodes.append(node)
+        for index, tensor in enumerate(node.outputs):
+            if tensor.quant:
+                real = Tensor(f"{tensor.name}/float", tensor.shape, tensor.dtype, signature=tensor.signature)
+                node.outputs[index] = real
+                self.nodes.append(Node(QUANTIZE, tensor.name, [real], [tensor], opset=node.opset))
+
+    def _real(self, tensor: Tensor) -> Tensor:
+        if tensor not in self.reals:
+            if tensor.is_constant:
+                self.reals[tensor] = constant(tensor.name, tensor.values())
+            else:
+                real = Tensor(f"{tensor.name}/float", tensor.shape, tensor.dtype, signature=tensor.signature)
+                self.nodes.append(Node(DEQUANTIZE, tensor.name, [tensor], [real]))
+                self.reals[tensor] = real
+        return self.reals[tensor]
+
+    def _inputs_as(self, node: Node, indices: Sequence[int], wanted: QuantParams) -> None:
+        for index in indices:
+            tensor = node.tensor(index)
+            if tensor.quant and not matches(tensor.quant, wanted):
+                node.inputs[index] = self._requantized(tensor, wanted)
+
+    def _requantized(self, tensor: Tensor, wanted: QuantParams) -> Tensor:
+        if tensor.is_constant:
+            return constant(tensor.name, wanted.quantize(tensor.values()), wanted)
+        key = (tensor, wanted.scale.tobytes() + wanted.zero_point.tobytes())
+        if key not in self.requantized:
+            same = Tensor(f"{tensor.name}/requantized", tensor.shape, tensor.dtype, wanted, signature=tensor.signature)
+            self.nodes.append(Node(QUANTIZE, tensor.name, [tensor], [same]))
+            self.requantized[key] = same
+        return self.requantized[key]
+
+    @staticmethod
+    def _outputs_as(node: Node, wanted: QuantParams) -> list[Node]:
+        after = []
+        for index, tensor in enumerate(node.outputs):
+            if tensor.quant and not matches(tensor.quant, wanted):
+                own = Tensor(f"{tensor.name}/unscaled", tensor.shape, tensor.dtype, wanted, signature=tensor.signature)
+                node.outputs[index] = own
+                after.append(Node(QUANTIZE, tensor.name, [own], [tensor], opset=node.opset))
+        return after
+
+
+def matches(a: QuantParams, b: QuantParams) -> bool:
+    """Whether a TFLite kernel takes both for the same parameters (it compares the float32 scales)."""
+    return (
+        a.scale.shape == b.scale.shape
+        and np.array_equal(a.scale, b.scale)
+        and np.array_equal(a.zero_point, b.zero_point)
+    )

@@ -1,0 +1,205 @@
+"""Every int8 kernel, fed the same integers, against the QDQ reference of ONNX Runtime: within one or two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from edgeship.targets.tflite.flatfile import element_types, load
+from edgeship.targets.tflite.ops import REGISTRY
+from edgeship.targets.tflite.session import TFLiteSession
+
+Array = np.ndarray[Any, np.dtype[Any]]
+IMAGE = (1, 8, 9, 10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One int8 node. `y`: the output's (scale, zero point); None: the input's. `steps`: what kernels may differ by."""
+
+    op: str
+    shape: tuple[int, ...] = IMAGE
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    second: tuple[int, ...] = ()
+    weights: Mapping[str, tuple[tuple[int, ...], int | None]] = field(default_factory=dict)
+    bias: int = 0
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    x: tuple[float, int] = (0.05, 3)
+    y: tuple[float, int] | None = None
+    outputs: int = 1
+    steps: float = 1.0
+
+
+def _ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def _conv(weights: tuple[int, ...], **attributes: Any) -> Case:
+    name = {"w": (weights, 0)}
+    return Case("Conv", IMAGE, attributes, weights=name, bias=weights[0], y=(0.1, -20))
+
+
+CASES = {
+    "conv_same": _conv((16, 8, 3, 3), pads=[1, 1, 1, 1]),
+    "conv_stride_2_onnx_pads": _conv((16, 8, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2]),
+    "conv_dilated": _conv((16, 8, 3, 3), pads=[2, 2, 2, 2], dilations=[2, 2]),
+    "conv_asymmetric_pads": _conv((16, 8, 3, 3), pads=[0, 2, 1, 0]),
+    "conv_grouped": _conv((16, 4, 3, 3), group=2, pads=[1, 1, 1, 1]),
+    "conv_depthwise": _conv((8, 1, 3, 3), group=8, pads=[1, 1, 1, 1]),
+    "conv_depthwise_multiplier": _conv((16, 1, 3, 3), group=8, pads=[1, 1, 1, 1], strides=[2, 2]),
+    "conv_1d": Case("Conv", (1, 8, 20), {"pads": [1, 1]}, weights={"w": ((6, 8, 3), 0)}, bias=6, y=(0.1, -20)),
+    "conv_without_bias": Case("Conv", IMAGE, weights={"w": ((4, 8, 1, 1), 0)}, y=(0.1, 0)),
+    "conv_one_weight_scale": Case("Conv", IMAGE, weights={"w": ((4, 8, 1, 1), None)}, y=(0.1, 0)),
+    "conv_transpose": Case(
+        "ConvTranspose",
+        IMAGE,
+        {"strides": [2, 2], "pads": [1, 1, 1, 1]},
+        weights={"w": ((8, 6, 4, 4), 1)},
+        bias=6,
+        y=(0.1, 5),
+    ),
+    "gemm": Case("Gemm", (3, 20), {"transB": 1}, weights={"w": ((7, 20), 0)}, bias=7, y=(0.08, 10)),
+    "gemm_columns": Case("Gemm", (3, 20), weights={"w": ((20, 7), 1)}, bias=7, y=(0.08, 10)),
+    "matmul_constant": Case("MatMul", (2, 5, 20), weights={"w": ((20, 7), 1)}, y=(0.08, 10)),
+    "matmul_computed": Case("MatMul", (2, 5, 20), second=(2, 20, 6), y=(0.3, 10)),
+    "add": Case("Add", second=IMAGE, y=(0.09, -7)),
+    "add_broadcast": Case("Add", second=(1, 8, 1, 1), y=(0.09, -7)),
+    "sub": Case("Sub", second=IMAGE, y=(0.09, -7)),
+    "mul": Case("Mul", second=IMAGE, y=(0.2, 30)),
+    "max": Case("Max", second=IMAGE, x=(0.05, 0)),
+    "relu": Case("Relu", y=(0.025, -128)),
+    "leaky_relu": Case("LeakyRelu", attributes={"alpha": 0.1}, y=(0.04, -90)),
+    "hard_swish": Case("HardSwish", y=(0.03, -110), steps=2),
+    "gelu": Case("Gelu", y=(0.03, -110)),
+    "elu": Case("Elu", y=(0.03, -90)),
+    "exp": Case("Exp", x=(0.01, 3), y=(0.02, -128)),
+    "sigmoid": Case("Sigmoid", y=(1 / 256, -128)),
+    "tanh": Case("Tanh", x=(0.02, 3), y=(1 / 128, 0)),
+    "softmax": Case("Softmax", (2, 30), {"axis": -1}, y=(1 / 256, -128)),
+    "softmax_channels": Case("Softmax", attributes={"axis": 1}, y=(1 / 256, -128)),
+    "log_softmax": Case("LogSoftmax", (2, 30), {"axis": -1}, y=(16 / 256, 127)),
+    "clip": Case("Clip", constants={"low": np.array(-1, np.float32), "high": np.array(2, np.float32)}, steps=0),
+    "max_pool": Case("MaxPool", attributes={"kernel_shape": [2, 2], "strides": [2, 2]}, steps=0),
+    "max_pool_pads": Case("MaxPool", attributes={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}, steps=0),
+    "average_pool": Case("AveragePool", attributes={"kernel_shape": [3, 3], "strides": [2, 2]}),
+    "average_pool_same": Case("AveragePool", attributes={"kernel_shape": [3, 3], "pads": [1] * 4}),
+    "global_average_pool": Case("GlobalAveragePool", y=(0.01, 5)),
+    "global_max_pool": Case("GlobalMaxPool", steps=0),
+    "reduce_mean": Case("ReduceMean", attributes={"keepdims": 0}, constants={"axes": _ints(2, 3)}, y=(0.01, 5)),
+    "reduce_max": Case("ReduceMax", attributes={"keepdims": 0}, constants={"axes": _ints(1)}, steps=0),
+    "concat": Case("Concat", second=(1, 4, 9, 10), attributes={"axis": 1}, steps=0),
+    "reshape": Case("Reshape", constants={"to": _ints(1, 8, 90)}, steps=0),
+    "flatten": Case("Flatten", steps=0),
+    "squeeze": Case("Squeeze", (1, 8, 1, 10), constants={"axes": _ints(2)}, steps=0),
+    "unsqueeze": Case("Unsqueeze", (8, 9), constants={"axes": _ints(0)}, steps=0),
+    "transpose": Case("Transpose", attributes={"perm": [0, 2, 1, 3]}, steps=0),
+    "slice": Case("Slice", constants={"s": _ints(2), "e": _ints(7), "a": _ints(1)}, steps=0),
+    "slice_strided": Case(
+        "Slice", constants={"s": _ints(0, 8), "e": _ints(99, -99), "a": _ints(3, 2), "t": _ints(2, -2)}, steps=0
+    ),
+    "pad": Case("Pad", constants={"p": _ints(0, 2, 0, 1, 0, 3, 1, 0)}, steps=0),
+    "pad_value": Case("Pad", constants={"p": _ints(0, 0, 1, 1, 0, 0, 1, 1), "v": np.array(1.5, np.float32)}, steps=0),
+    "pad_edge": Case("Pad", attributes={"mode": "edge"}, constants={"p": _ints(0, 0, 1, 2, 0, 0, 1, 1)}, steps=0),
+    "split": Case("Split", attributes={"axis": 1, "num_outputs": 2}, outputs=2, steps=0),
+    "gather": Case("Gather", attributes={"axis": 1}, constants={"i": _ints(3, 0, -1)}, steps=0),
+    "tile": Case("Tile", constants={"r": _ints(1, 1, 2, 1)}, steps=0),
+    "expand": Case("Expand", (1, 8, 1, 10), constants={"r": _ints(1, 8, 4, 10)}, steps=0),
+    "resize_nearest": Case(
+        "Resize",
+        attributes={"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        constants={"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)},
+        steps=0,
+    ),
+    "resize_linear": Case(
+        "Resize",
+        attributes={"mode": "linear"},
+        constants={"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)},
+    ),
+}
+NO_REFERENCE_KERNEL = {"elu", "tile"}
+"""TFLite's reference kernels lack ELU, and TILE on int8."""
+TESTED_OTHERWISE = {"Identity", "Min", "ReduceMin", "Upsample"}
+"""Identity disappears when the graph is read; the others share their code with a case above."""
+
+
+@pytest.fixture
+def qdq(
+    model_of: Callable[..., onnx.ModelProto], quantize: Callable[..., onnx.ModelProto]
+) -> Callable[[Case], onnx.ModelProto]:
+    def build(case: Case) -> onnx.ModelProto:
+        rng = np.random.default_rng(7)
+        inputs = {"x": case.shape, **({"x2": case.second} if case.second else {})}
+        constants = {name: rng.normal(size=shape).astype(np.float32) for name, (shape, _) in case.weights.items()}
+        if case.bias:
+            constants["bias"] = rng.normal(size=case.bias).astype(np.float32)
+        constants |= case.constants
+        outputs = [f"y{i}" for i in range(case.outputs)]
+        names = list(constants)
+        if "low" not in constants and case.op == "Pad" and "v" not in constants:
+            names = [name for name in names if name != "v"]
+        node = helper.make_node(case.op, [*inputs, *names], outputs, name="node", **case.attributes)
+        model = model_of([node], inputs, outputs, constants)
+        ranges = {"x": case.x}
+        if case.second:
+            ranges["x2"] = case.x if case.op in ("Concat", "Max") else (0.03, -11)
+        ranges |= dict.fromkeys(outputs, case.y or case.x)
+        return quantize(model, ranges, {name: axis for name, (_, axis) in case.weights.items()})
+
+    return build
+
+
+def _feeds(case: Case) -> dict[str, Array]:
+    rng = np.random.default_rng(11)
+    scale, zero = case.x
+    span = [(-128 - zero) * scale, (127 - zero) * scale]
+    feeds = {"x": rng.uniform(*span, size=case.shape).astype(np.float32)}
+    if case.second:
+        feeds["x2"] = rng.uniform(-3, 3, size=case.second).astype(np.float32)
+    # On the quantizer's grid, so that the border's own rounding of ties does not count as the kernel's.
+    return {
+        name: (np.rint(values / np.float32(scale)) * np.float32(scale)).astype(np.float32)
+        for name, values in feeds.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_int8_kernel_is_within_its_steps_of_the_qdq_reference(  # noqa: PLR0917 - fixtures
+    name: str,
+    qdq: Callable[[Case], onnx.ModelProto],
+    convert: Callable[..., Path],
+    reference: Callable[..., dict[str, Array]],
+    judge: Callable[[Path], TFLiteSession],
+    request: pytest.FixtureRequest,
+) -> None:
+    if name in NO_REFERENCE_KERNEL and request.node.callspec.params["judge"] in ("reference", "tensorflow"):
+        pytest.skip("TFLite has no reference kernel for this operator in int8")
+    case = CASES[name]
+    model, feeds = qdq(case), _feeds(case)
+    path = convert(model)
+    expected, seen = reference(model, feeds), judge(path).run(feeds)
+    scale = (case.y or case.x)[0]
+    for output, values in expected.items():
+        steps = np.abs(values - seen[output]) / scale
+        assert steps.max() <= case.steps + 1e-3, f"{output}: {steps.max():.2f} steps, mean {steps.mean():.3f}"
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_int8_node_has_no_float_tensor_inside(
+    name: str, qdq: Callable[[Case], onnx.ModelProto], convert: Callable[..., Path], operators: Callable[[Path], Any]
+) -> None:
+    path = convert(qdq(CASES[name]), io_dtype="int8")
+    model, types = load(path), element_types()
+    assert {types[t.type] for t in model.subgraphs[0].tensors} <= {"INT8", "INT32"}
+    assert not {"QUANTIZE", "DEQUANTIZE"} & set(operators(path))
+
+
+def test_every_int8_entry_of_the_registry_has_a_case() -> None:
+    covered = {case.op for case in CASES.values()} | TESTED_OTHERWISE
+    assert covered == {name for name, op in REGISTRY.items() if op.int8 is not None}

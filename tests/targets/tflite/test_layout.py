@@ -1,0 +1,256 @@
+"""The layout decision: no data moves inside a convolutional network, and the algebra behind it is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+
+from edgeship.targets.tflite.layout import Layout, channels_last, flattened, natural, reshaped, same_bytes
+from edgeship.targets.tflite.session import TFLiteSession
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Model = Callable[..., onnx.ModelProto]
+Convert = Callable[..., Path]
+Operators = Callable[[Path], Counter[str]]
+Reference = Callable[..., dict[str, Array]]
+RNG = np.random.default_rng(3)
+
+
+def weights(*shape: int) -> Array:
+    return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def conv(x: str, y: str, w: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("Conv", [x, w], [y], name=f"conv_{y}", **attributes)
+
+
+def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes)
+
+
+def check(model: onnx.ModelProto, path: Path, reference: Reference) -> None:
+    feeds = {
+        value.name: RNG.normal(size=[d.dim_value for d in value.type.tensor_type.shape.dim]).astype(np.float32)
+        for value in model.graph.input
+    }
+    seen = TFLiteSession(path).run(feeds)
+    for name, expected in reference(model, feeds).items():
+        np.testing.assert_allclose(seen[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_network_with_flatten_and_gemm_has_no_transpose(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w1", pads=[1] * 4),
+        node("Relu", ["a"], "b"),
+        node("MaxPool", ["b"], "c", kernel_shape=[2, 2], strides=[2, 2]),
+        conv("c", "d", "w2"),
+        node("Flatten", ["d"], "e"),
+        node("Relu", ["e"], "f"),
+        node("Gemm", ["f", "w3", "b3"], "y", transB=1),
+    ]
+    constants = {"w1": weights(6, 3, 3, 3), "w2": weights(5, 6, 2, 2), "w3": weights(7, 5 * 3 * 3), "b3": weights(7)}
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], constants)
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 0
+    assert operators(path)["RELU"] == 1  # the one after Flatten; the other is fused
+    check(model, path, reference)
+
+
+def test_global_pool_reshaped_to_a_vector_has_no_transpose(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w1"),
+        node("GlobalAveragePool", ["a"], "b"),
+        node("Reshape", ["b", "shape"], "c"),
+        node("MatMul", ["c", "w2"], "y"),
+    ]
+    constants = {"w1": weights(6, 3, 3, 3), "shape": np.array([1, 6]), "w2": weights(6, 4)}
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], constants)
+    path = convert(model)
+    assert operators(path) == Counter(CONV_2D=1, MEAN=1, RESHAPE=1, FULLY_CONNECTED=1)
+    check(model, path, reference)
+
+
+def test_detector_heads_that_transpose_to_nhwc_themselves_cost_nothing(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [conv("x", "a", "w1", pads=[1] * 4)]
+    for head in ("p", "q"):
+        nodes += [
+            conv("a", f"{head}1", f"w{head}"),
+            node("Transpose", [f"{head}1"], f"{head}2", perm=[0, 2, 3, 1]),
+            node("Reshape", [f"{head}2", "shape"], f"{head}3"),
+        ]
+    nodes += [node("Concat", ["p3", "q3"], "s", axis=1), node("Softmax", ["s"], "y", axis=2)]
+    constants = {"w1": weights(6, 3, 3, 3), "wp": weights(4, 6, 1, 1), "wq": weights(8, 6, 1, 1)}
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], {**constants, "shape": np.array([1, -1, 2])})
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 0
+    check(model, path, reference)
+
+
+def test_elementwise_concat_slice_pad_softmax_over_channels_stay_channels_last(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w"),
+        node("Slice", ["a", "starts", "ends", "axes", "steps"], "b"),
+        node("Pad", ["b", "pads"], "c"),
+        node("Add", ["c", "bias"], "d"),
+        node("Concat", ["d", "c"], "e", axis=1),
+        node("Softmax", ["e"], "f", axis=1),
+        node("ReduceMean", ["f", "hw"], "g", keepdims=0),
+        node("Mul", ["e", "e"], "y"),
+    ]
+    constants = {
+        "w": weights(6, 3, 1, 1),
+        "starts": np.array([0, 0]),
+        "ends": np.array([100, 100]),
+        "axes": np.array([2, 3]),
+        "steps": np.array([2, 2]),
+        "pads": np.array([0, 1, 0, 0, 0, 2, 0, 0]),
+        "bias": weights(9, 1, 1),
+        "hw": np.array([2, 3]),
+    }
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y", "g"], constants)
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 0
+    check(model, path, reference)
+
+
+def test_model_whose_own_input_is_nhwc_keeps_it(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        node("Transpose", ["x"], "a", perm=[0, 3, 1, 2]),
+        conv("a", "b", "w"),
+        node("Transpose", ["b"], "y", perm=[0, 2, 3, 1]),
+    ]
+    model = model_of(nodes, {"x": (1, 8, 8, 3)}, ["y"], {"w": weights(4, 3, 3, 3)})
+    path = convert(model)
+    assert operators(path) == Counter(CONV_2D=1)
+    check(model, path, reference)
+
+
+def test_nchw_borders_cost_one_transpose_each(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [conv("x", "a", "w"), node("Relu", ["a"], "b"), conv("b", "y", "w2")]
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], {"w": weights(4, 3, 3, 3), "w2": weights(4, 4, 1, 1)})
+    path = convert(model, io_layout="nchw")
+    assert operators(path)["TRANSPOSE"] == 2
+    check(model, path, reference)
+    assert operators(convert(model))["TRANSPOSE"] == 0
+
+
+def test_patch_embedding_reshape_and_transpose_cost_nothing(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w", strides=[4, 4]),
+        node("Reshape", ["a", "tokens"], "b"),
+        node("Transpose", ["b"], "c", perm=[0, 2, 1]),
+        node("MatMul", ["c", "m"], "y"),
+    ]
+    constants = {"w": weights(6, 3, 4, 4), "tokens": np.array([1, 6, 16]), "m": weights(6, 5)}
+    model = model_of(nodes, {"x": (1, 3, 16, 16)}, ["y"], constants)
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 0
+    check(model, path, reference)
+
+
+def test_reshape_that_mixes_channels_and_space_gets_its_transpose(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w"),
+        node("Reshape", ["a", "groups"], "b"),
+        node("Transpose", ["b"], "c", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["c", "back"], "d"),
+        conv("d", "y", "w2"),
+    ]
+    constants = {"w": weights(6, 3, 1, 1), "groups": np.array([1, 2, 3, 8, 8]), "back": np.array([1, 6, 8, 8])}
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], {**constants, "w2": weights(4, 6, 1, 1)})
+    path = convert(model)
+    check(model, path, reference)
+    assert operators(path)["TRANSPOSE"] <= 1
+
+
+def test_same_computed_tensor_in_two_layouts_is_transposed_once(
+    model_of: Model, convert: Convert, operators: Operators, reference: Reference
+) -> None:
+    nodes = [
+        conv("x", "a", "w"),
+        node("Reshape", ["a", "rows"], "b"),
+        node("Reshape", ["a", "rows"], "c"),
+        node("MatMul", ["b", "m1"], "y"),
+        node("MatMul", ["c", "m2"], "z"),
+    ]
+    constants = {"w": weights(6, 3, 1, 1), "rows": np.array([6 * 8, 8]), "m1": weights(8, 3), "m2": weights(8, 4)}
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y", "z"], constants)
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 1
+    check(model, path, reference)
+
+
+def _in_memory(values: Array, layout: Layout) -> list[float]:
+    return [float(v) for v in values.transpose(layout.perm).reshape(-1)]
+
+
+@st.composite
+def _reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Layout]:
+    factors = draw(st.lists(st.sampled_from([1, 2, 3]), min_size=2, max_size=5))
+
+    def grouped() -> tuple[int, ...]:
+        shape, current = [], 1
+        for factor in factors:
+            current *= factor
+            if draw(st.booleans()):
+                shape.append(current)
+                current = 1
+        return (*shape, current)
+
+    before, after = grouped(), grouped()
+    return before, after, Layout(tuple(draw(st.permutations(range(len(before))))))
+
+
+@given(_reshapes())
+def test_reshaped_layout_is_found_only_where_memory_stays_as_it_is(
+    case: tuple[tuple[int, ...], tuple[int, ...], Layout],
+) -> None:
+    before, after, source = case
+    values = np.arange(np.prod(before)).reshape(before)
+    found = reshaped(source, before, after)
+    if found is not None:
+        assert sorted(found.perm) == list(range(len(after)))
+        assert _in_memory(values.reshape(after), found) == _in_memory(values, source)
+    elif source.is_natural:
+        pytest.fail("the natural order always survives a reshape")
+
+
+@given(st.permutations(range(4)), st.tuples(*[st.sampled_from([1, 2, 3])] * 4))
+def test_same_bytes_agrees_with_memory(perm: list[int], shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape)).reshape(shape)
+    equal = _in_memory(values, Layout(tuple(perm))) == _in_memory(values, channels_last(4))
+    assert same_bytes(Layout(tuple(perm)), channels_last(4), shape) == equal
+
+
+def test_flattened_layout_names_the_order_of_the_features() -> None:
+    layout = flattened(channels_last(4), (2, 3, 4, 5), (2, 60))
+    assert layout is not None
+    assert layout.split is not None
+    assert (layout.split.dims, layout.split.order) == ((3, 4, 5), (1, 2, 0))
+    assert flattened(channels_last(4), (2, 3, 4, 5), (6, 20)) is None
+    assert natural(4).is_natural

@@ -1,0 +1,103 @@
+"""Every operator entry against the vectors that come with the ONNX standard."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgeship.calibration.errors import UnsupportedError
+from edgeship.targets.tflite.ops import REGISTRY
+from edgeship.targets.tflite.session import TFLiteSession
+
+ALL_COMPUTED = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Concat", "MatMul", "PRelu"})
+"""Operators whose every input is data; the others get all but the first as constants, as models have them."""
+
+REFUSED = {
+    "cast*": "types that TFLite's kernels do not compute on (FLOAT16, DOUBLE, FLOAT8, 4-bit and 2-bit integers)",
+    "*linear_e*m*": "float8 quantization",
+    "*linear_*int16": "16-bit quantization comes with the converter's full breadth",
+    "*linear_*int4": "4-bit quantization",
+    "*linear_*int2": "2-bit quantization",
+    "*linear_float4*": "float4 quantization",
+    "*linear_blocked*": "blocked quantization",
+    "*linear_axis": "computed tensors quantized per channel",
+    "*_int8*": "arithmetic on integers narrower than 32 bits",
+    "*_int16": "arithmetic on integers narrower than 32 bits",
+    "*_uint*": "arithmetic on unsigned integers",
+    "*_float16": "float16 kernels",
+    "*_float64": "float64 kernels",
+    "*pool_*3d*": "3-D pooling",
+    "*pool_2d_dilations": "dilated pooling",
+    "maxpool_with_argmax*": "indices of maxima",
+    "batchnorm*training_mode": "training",
+    "convtranspose_3d": "3-D transposed convolution",
+    "convtranspose_group_2*": "grouped transposed convolution",
+    "elu": "alpha other than 1",
+    "elu_example": "alpha other than 1",
+    "pow_types_*": "operands of two types",
+    "reduce_*_bool*": "reductions of booleans",
+    "reduce_sum_square_*_expanded": "axes computed at run time",
+    "resize_*cubic*": "cubic interpolation",
+    "resize_tf_crop_and_resize*": "crops",
+    "resize_*antialias": "antialiasing",
+    "resize_downsample_*linear*": "samples that no TFLite kernel takes",
+    "resize_upsample_scales_linear_half_pixel_symmetric": "samples that no TFLite kernel takes",
+}
+
+CONVERTED = {"maxpool_2d_uint8", "clip_default_int8_inbounds_expanded", "pow_types_int32_int32"}
+"""Cases that a pattern above names by accident."""
+
+
+def _cases() -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the suite divides by zero on purpose
+        from onnx.backend.test.loader import load_model_tests
+
+        cases = load_model_tests(kind="node")
+    for case in cases:
+        domains = {opset.domain for opset in case.model.opset_import}
+        if domains <= {"", "ai.onnx"} and {node.op_type for node in case.model.graph.node} <= set(REGISTRY):
+            yield pytest.param(case, id=case.name.removeprefix("test_"))
+
+
+def _array(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+
+
+@pytest.mark.parametrize("case", list(_cases()))
+def test_operator_computes_what_onnx_says_or_refuses_for_a_known_reason(
+    case: Any, convert: Callable[..., Path]
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    given, wanted = case.data_sets[0]
+    if any(not isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in (*given, *wanted)):
+        pytest.skip("the case holds sequences or optional values, which TFLite has not")
+    feeds = {}
+    for place, (value, data) in enumerate(zip(list(model.graph.input), given, strict=True)):
+        if place == 0 or model.graph.node[0].op_type in ALL_COMPUTED:
+            feeds[value.name] = _array(data)
+        else:
+            model.graph.initializer.append(numpy_helper.from_array(_array(data), value.name))
+            model.graph.input.remove(value)
+    name = case.name.removeprefix("test_")
+    reasons = [reason for pattern, reason in REFUSED.items() if fnmatch(name, pattern)]
+    if reasons and name not in CONVERTED:
+        with pytest.raises(UnsupportedError):
+            convert(model)
+        return
+    path = convert(model)
+    outputs = TFLiteSession(path).run(feeds)
+    for value, data in zip(model.graph.output, wanted, strict=True):
+        expected = _array(data)
+        assert outputs[value.name].shape == expected.shape
+        assert outputs[value.name].dtype == expected.dtype
+        np.testing.assert_allclose(outputs[value.name], expected, rtol=1e-3, atol=1e-4)
