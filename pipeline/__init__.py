@@ -1,0 +1,1 @@
+"""The order of things: recipe, stages, flow and command line. Imports the other packages; nobody imports it."""

@@ -1,0 +1,122 @@
+"""Returns the commands that run a recipe's flow and check what came of it: deploy, verify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeship.calibration.errors import EdgeshipError, GateError, InputError
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.flow import Span
+    from edgeship.pipeline.recipe import Recipe
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("recipe", type=FILE)
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target of the recipe; repeatable.")
+@click.option("--out", type=FILE, help="The run folder.  [default: build/<recipe name>]")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable.")
+@click.option("--from", "start", metavar="STAGE", help="Run this stage and all after it again.")
+@click.option("--to", "stop", metavar="STAGE", help="Stop after this stage.")
+@click.option("--force", is_flag=True, help="Run every stage again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
+def deploy(
+    recipe: Path,
+    targets: tuple[str, ...],
+    out: Path | None,
+    overrides: tuple[str, ...],
+    start: str | None,
+    stop: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export, simplify, quantize, convert, judge and pack the model of RECIPE for its targets."""
+    from edgeship.pipeline.flow import Span, default_folder
+    from edgeship.pipeline.recipe import load_recipe
+
+    span = Span(start, stop, force)
+    loaded = load_recipe(recipe, overrides)
+    deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span)
+    deployment.run(as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One run of a recipe in a folder."""
+
+    recipe: Recipe
+    targets: tuple[str, ...]
+    folder: Path
+    span: Span
+
+    def run(self, *, as_json: bool) -> None:
+        """Runs the flow, writes report.json and prints it. Raises GateError after that when a gate is not met."""
+        from edgeship.pipeline.console import watch
+        from edgeship.pipeline.flow import Flow
+        from edgeship.pipeline.report import gates_of, make_report, write_report
+        from edgeship.pipeline.summary import print_summary
+        from edgeship.pipeline.workspace import Workspace
+
+        refused: GateError | None = None
+        with Workspace(self.folder).held() as workspace:
+            with watch() as events:
+                flow = Flow(self.recipe, workspace, self.targets, self.span, events)
+                try:
+                    flow.run()
+                except GateError as error:
+                    refused = error
+            report = make_report(self.recipe, workspace, self.targets, flow.results)
+            write_report(workspace, report)
+            gates = gates_of(self.recipe, workspace, self.targets, flow.results)
+        if as_json:
+            click.echo(json.dumps(report, indent=2, sort_keys=True))
+        else:
+            print_summary(report, self.folder)
+        if refused:
+            raise refused
+        failing = [str(gate) for gate in gates if not gate.met]
+        if failing:
+            raise GateError("\n".join([f"a gate was not met: {failing[0]}", *(f"  - {gate}" for gate in failing[1:])]))
+
+
+def choose_targets(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The targets to build, in the recipe's order.
+
+    Raises InputError for one the recipe does not have, or whose runtime is not installed.
+    """
+    from edgeship.pipeline.recipe_reader import did_you_mean
+    from edgeship.targets.base import load
+
+    for name in wanted:
+        if name not in recipe.targets:
+            raise InputError(f"--target {name}: not a target of {recipe.path.name}{did_you_mean(name, recipe.targets)}")
+    chosen = tuple(name for name in recipe.targets if not wanted or name in wanted)
+    for name in chosen:
+        available = load(name).availability()
+        if not available.installed:
+            raise InputError(f"the runtime of target {name} is not installed; install it with: {available.install}")
+    return chosen
+
+
+@click.command()
+@click.argument("release", type=FILE)
+def verify(release: Path) -> None:
+    """Check a RELEASE folder against its manifest and checksums."""
+    from edgeship.pipeline.release_folder import verify_release
+
+    findings = verify_release(release)
+    if findings:
+        count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
+        raise EdgeshipError("\n".join([f"{release} is not as released: {count}", *(f"  - {f}" for f in findings)]))
+    click.echo(f"{release} is as it was released")
+
+
+COMMANDS = (deploy, verify)

@@ -1,0 +1,108 @@
+"""Returns what commands are given as files: models in their runtime, and samples with their preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeship.calibration.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeship.calibration.data import Preprocessing, Samples
+    from edgeship.calibration.types import Session
+    from edgeship.pipeline.recipe import Recipe
+
+
+def runtime_of(model: Path) -> str:
+    """The name of the target whose runtime opens the file, by its suffix. Raises InputError when none does."""
+    from edgeship.targets.base import load, names
+
+    if not model.exists():
+        raise InputError(f"there is no file {model}")
+    suffixes = {load(name).suffix: name for name in reversed(names())}
+    if model.suffix not in suffixes:
+        raise InputError(
+            f"{model}: no target opens {model.suffix or 'a file without suffix'}; known: {_list(suffixes)}"
+        )
+    return suffixes[model.suffix]
+
+
+def open_model(model: Path, threads: int = 1) -> Session:
+    """The model in its runtime; a recipe (.toml) stands for its float model as exported from its source."""
+    from edgeship.targets.base import load
+
+    if model.suffix == ".toml":
+        return open_source(model)
+    return load(runtime_of(model)).open(model, threads)
+
+
+def open_source(recipe: Path) -> Session:
+    """The recipe's model as its framework runs it."""
+    from edgeship.pipeline.models import open_torch_source
+    from edgeship.pipeline.recipe import load_recipe
+    from edgeship.targets.onnxruntime import open_reference
+
+    loaded = load_recipe(recipe)
+    source = loaded.source_path
+    if source is not None and source.suffix == ".onnx":
+        return open_reference(source, 1)
+    return open_torch_source(loaded)
+
+
+def input_shapes_of(session: Session) -> dict[str, tuple[int, ...]]:
+    """The session's inputs by name: their shapes, -1 where dynamic."""
+    return {info.name: info.shape for info in session.inputs}
+
+
+def open_data(
+    data: Path,
+    inputs: Mapping[str, Sequence[int]],
+    *,
+    recipe: Path | None = None,
+    labels: Path | None = None,
+    models: Sequence[Path] = (),
+    calibration: bool = False,
+) -> Samples:
+    """The samples at `data`: a folder or CSV of images, an .npz, or a recipe, whose data and preprocessing are taken.
+
+    Images are preprocessed as `recipe` says, or as the metadata of one of `models` does. Raises InputError when nothing
+    says it.
+    """
+    from edgeship.calibration.data import open_samples
+    from edgeship.pipeline.recipe import load_recipe
+
+    if data.suffix == ".toml":
+        return _recipe_samples(load_recipe(data), inputs, calibration=calibration)
+    name = next(iter(inputs))
+    if data.suffix == ".npz":
+        return open_samples(data, input_name=name, labels=labels, shapes=inputs)
+    preprocessing = preprocessing_of(load_recipe(recipe) if recipe else None, models, inputs[name])
+    if preprocessing is None:
+        raise InputError(f"{data} holds images, and no model says how to preprocess them; give --recipe, or an .npz")
+    return open_samples(data, input_name=name, preprocessing=preprocessing, labels=labels)
+
+
+def _recipe_samples(recipe: Recipe, inputs: Mapping[str, Sequence[int]], *, calibration: bool) -> Samples:
+    if calibration:
+        return recipe.calibration_samples(inputs)
+    return recipe.evaluation_samples(inputs) or recipe.calibration_samples(inputs)
+
+
+def preprocessing_of(recipe: Recipe | None, models: Sequence[Path], shape: Sequence[int]) -> Preprocessing | None:
+    """What the recipe says, or the metadata of the first model that says anything."""
+    from edgeship.calibration.data import Preprocessing
+    from edgeship.pipeline.inspection import inspect_model
+
+    if recipe:
+        return recipe.preprocessing(shape)
+    for model in models:
+        if model.suffix != ".toml":
+            found = Preprocessing.from_metadata(inspect_model(model).metadata)
+            if found:
+                return found
+    return None
+
+
+def _list(names: Mapping[str, str]) -> str:
+    return ", ".join(sorted(names))

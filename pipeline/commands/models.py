@@ -1,0 +1,145 @@
+"""Returns the commands that make one model of another: export, simplify, quantize, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeship.calibration.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeship.calibration.types import WeightScheme
+    from edgeship.targets.base import IoDtype, IoLayout
+
+FILE = click.Path(path_type=Path)
+OUT = click.option("-o", "--out", type=FILE, required=True, help="The file to write; replaced by a complete new one.")
+
+
+def check_output(out: Path, *inputs: Path) -> None:
+    """Raises InputError where writing `out` would fail or overwrite one of `inputs`."""
+    if out.is_dir():
+        raise InputError(f"-o {out} is a folder; give a file")
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputError(f"-o {out} is the input; inputs are never modified")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"-o {out}: there is no folder {out.absolute().parent}")
+
+
+@click.command()
+@click.argument("recipe", type=FILE)
+@OUT
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable.")
+def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Export the model of RECIPE to ONNX, checked against its framework."""
+    from edgeship.pipeline.recipe import load_recipe
+    from edgeship.pipeline.stages.export import export_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    check_output(out, recipe, *([loaded.source_path] if loaded.source_path else []))
+    result = export_recipe(loaded, out)
+    click.echo(f"wrote {out}: opset {result.facts['opset']}, {result.facts['parameters']:,} parameters")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@OUT
+def simplify(model: Path, out: Path) -> None:
+    """Simplify MODEL.onnx into the form that the quantizer and the targets want."""
+    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.pipeline.simplification.simplifier import simplify_model
+    from edgeship.pipeline.workspace import write_atomically
+
+    check_output(out, model)
+    result = simplify_model(load_onnx(model))
+    write_atomically(out, to_bytes(result.model))
+    for note in result.notes:
+        click.echo(note, err=True)
+    before, after = sum(result.before.values()), sum(result.after.values())
+    click.echo(f"wrote {out}: {before} operators became {after}")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@OUT
+@click.option("--data", type=FILE, required=True, help="Samples: images, a CSV of them, an .npz, or a recipe.")
+@click.option("--recipe", type=FILE, help="How to preprocess images, where the model's metadata does not say.")
+@click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="How many to use.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the samples.")
+@click.option("--algorithm", default="minmax", show_default=True, help="The range algorithm.")
+@click.option("--mode", type=click.Choice(["static"]), default="static", show_default=True, help="How to quantize.")
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]")
+@click.option("--weights", type=click.Choice(["full", "pair_limited"]), help="The weight scheme.  [default: safest]")
+@click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per channel.")
+def quantize(
+    model: Path,
+    out: Path,
+    data: Path,
+    recipe: Path | None,
+    samples: int,
+    seed: int,
+    algorithm: str,
+    mode: str,
+    targets: tuple[str, ...],
+    weights: WeightScheme | None,
+    per_tensor: bool,
+) -> None:
+    """Quantize a float MODEL.onnx to int8 (QDQ) with ranges chosen on real data."""
+    del mode  # the choice has one value so far
+    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.pipeline.artifacts import input_shapes
+    from edgeship.pipeline.commands.files import open_data
+    from edgeship.pipeline.console import StepProgress
+    from edgeship.pipeline.stages.quantize import quantize_model
+    from edgeship.pipeline.workspace import write_atomically
+    from edgeship.targets.base import load, names
+
+    check_output(out, model, data)
+    chosen = [load(name) for name in targets or names()]
+    scheme: WeightScheme = weights or ("pair_limited" if any(t.weights == "pair_limited" for t in chosen) else "full")
+    opened = open_data(data, input_shapes(model), recipe=recipe, models=[model], calibration=True).take(samples, seed)
+    with StepProgress("quantize") as progress:
+        result = quantize_model(
+            load_onnx(model),
+            opened,
+            rules=[target.rules for target in chosen],
+            algorithm=algorithm,
+            schemes=(scheme,),
+            per_tensor=per_tensor,
+            progress=progress,
+        )
+    write_atomically(out, to_bytes(result.models[scheme]))
+    click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {len(opened)} samples")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@OUT
+@click.option("--target", required=True, metavar="NAME", help="The target to convert for.")
+@click.option("--io-layout", type=click.Choice(["nhwc", "nchw"]), help="The layout of images.  [default: the target's]")
+@click.option(
+    "--io-dtype",
+    type=click.Choice(["float32", "int8", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="The type of inputs and outputs.",
+)
+def convert(model: Path, out: Path, target: str, io_layout: IoLayout | None, io_dtype: IoDtype) -> None:
+    """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
+    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.pipeline.workspace import write_atomically
+    from edgeship.targets.base import ConvertOptions, load
+
+    check_output(out, model)
+    chosen = load(target)
+    loaded = load_onnx(model)
+    metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
+    options = ConvertOptions(io_layout, io_dtype, metadata)
+    content = chosen.convert(loaded, options)
+    write_atomically(out, content)
+    click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
+
+
+COMMANDS = (export, simplify, quantize, convert)

@@ -1,0 +1,248 @@
+"""Returns the trained model that a recipe names: a PyTorch module with its weights, or a file that holds both.
+
+A `.py` file is the user's own program and runs; a file of weights or a `.pt2` archive is data and must not. Weights are
+read as tensors only (torch.load(weights_only=True), or safetensors); see `pt2.py` for what a `.pt2` may hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from edgeship.calibration.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeship.calibration.types import Session
+    from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.torch_export import TorchSession
+
+_NESTS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_SAVE = "torch.save(model.state_dict(), 'weights.pt')"
+
+
+def require_torch() -> ModuleType:
+    """The torch module. Raises InputError with the command that installs it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"a PyTorch model needs PyTorch, which cannot be imported ({error}); pip install edgeship[torch]"
+        ) from error
+    return torch
+
+
+def open_source_session(recipe: Recipe) -> Session:
+    """The recipe's model as its own framework runs it, with the names and shapes that its export has."""
+    path = recipe.source_path
+    if path is not None and path.suffix == ".onnx":
+        from edgeship.calibration.onnx_file import to_bytes
+        from edgeship.pipeline.onnx_source import read_source
+        from edgeship.targets.onnxruntime import open_reference
+
+        return open_reference(to_bytes(read_source(path, recipe.input.shape, recipe.input.name)), 1)
+    return open_torch_source(recipe)
+
+
+def open_torch_source(recipe: Recipe) -> TorchSession:
+    """The recipe's PyTorch model: a factory's module with its weights, or an exported program."""
+    from edgeship.pipeline.pt2 import load_exported
+    from edgeship.pipeline.torch_export import open_torch
+
+    path, factory = recipe.source_path, recipe.source_factory
+    if path is not None and path.suffix == ".pt2":
+        if recipe.weights_path is not None:
+            raise InputError(f"{recipe.path.name}: model.weights is set, but {path.name} holds its own weights")
+        source: Any = load_exported(path)
+    elif factory is None:
+        raise InputError(
+            f"{recipe.path.name}: model.source = {recipe.model.source!r} names no factory; "
+            "accepted: PATH.py:factory, package.module:factory, model.onnx or model.pt2"
+        )
+    else:
+        place = path if path is not None else recipe.model.source.rpartition(":")[0]
+        source = build_module(place, factory, recipe.model.args, recipe.weights_path)
+    return open_torch(source, recipe.input.shape, recipe.input.name)
+
+
+def build_module(
+    source: Path | str, factory: str, args: Mapping[str, Any] | None = None, weights: Path | None = None
+) -> torch.nn.Module:
+    """The module that `factory(**args)` of a `.py` file (Path) or module (str) builds, with `weights`, in eval mode.
+
+    Raises InputError when the code cannot be imported, has no such factory, fails, or builds something else, and as
+    `load_weights` does.
+    """
+    torch = require_torch()
+    with _imported(source) as module:
+        build = _attribute(module, factory, source)
+        try:
+            model = build(**(args or {}))
+        except Exception as error:
+            raise InputError(f"{source}:{factory} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"{source}:{factory} returned {type(model).__name__}; accepted: a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    check_finite(model.state_dict(), weights or source)
+    return model.cpu().float().eval()  # type: ignore[no-any-return]  # torch is imported late, as Any
+
+
+@contextlib.contextmanager
+def _imported(source: Path | str) -> Iterator[ModuleType]:
+    """The user's module; sys.path and sys.modules are afterwards as they were, and no bytecode is written."""
+    if isinstance(source, str):
+        yield _import(lambda: importlib.import_module(source), source)
+        return
+    if not source.is_file():
+        raise InputError(f"the model's source {source} is not a file; accepted: PATH.py:factory")
+    name = f"edgeship_model_{hashlib.sha256(bytes(source)).hexdigest()[:12]}"
+    before, path, writes = set(sys.modules), list(sys.path), sys.dont_write_bytecode
+    sys.path.insert(0, str(source.parent))
+    sys.dont_write_bytecode = True
+    try:
+        yield _import(lambda: _run_file(name, source), source)
+    finally:
+        sys.path[:] = path
+        sys.dont_write_bytecode = writes
+        for each in set(sys.modules) - before:
+            if each == name or _lies_in(sys.modules[each], source.parent):
+                del sys.modules[each]
+
+
+def _run_file(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path.name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import(load: Any, source: Path | str) -> ModuleType:
+    try:
+        return load()  # type: ignore[no-any-return]  # both loaders return modules
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _lies_in(module: ModuleType | None, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(folder.resolve())
+
+
+def _attribute(module: ModuleType, name: str, source: Path | str) -> Any:
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    close = difflib.get_close_matches(name, own, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(own)) or 'none'}"
+    raise InputError(f"{source} has no function {name!r}; {hint}")
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Puts the state dict in `path` (.safetensors, or torch's format) into `model`, every key and shape matching.
+
+    `{"state_dict": ...}` around it and "module." before every key are taken off. Raises InputError for a file that is
+    missing, damaged or no state dict, listing the first keys that are missing, unexpected or of another shape.
+    """
+    loaded = _plain(read_state_dict(path))
+    own = model.state_dict()
+    problems = _mismatches(own, loaded)
+    if problems:
+        raise InputError(f"{path} does not fit the model: {'; '.join(problems)}")
+    check_finite(loaded, path)
+    model.load_state_dict({key: loaded[key] for key in own if key in loaded}, strict=False)
+
+
+def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors by name in a weights file, as they were saved. Raises InputError as `load_weights` does."""
+    torch = require_torch()
+    if not path.is_file():
+        raise InputError(f"the weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise what they like on damaged files
+        raise InputError(_unreadable(path, error)) from error
+    return _state_dict(content, path)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    text = str(error)
+    if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
+        unknown = next((line.strip() for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        return (
+            f"{path} holds Python objects besides tensors, which could run code when read, so it is refused"
+            f"{f' ({unknown[:160]})' if unknown else ''}; save the state dict alone: {_SAVE}"
+        )
+    first = (text.splitlines() or [""])[0][:200]
+    return f"{path} cannot be read as weights (damaged or another format): {type(error).__name__}: {first}"
+
+
+def _state_dict(content: Any, path: Path) -> Mapping[str, torch.Tensor]:
+    torch = require_torch()
+    for nest in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path} holds {type(content).__name__}, not a state dict; save one: {_SAVE}")
+    odd = [f"{key!r}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise InputError(f"{path} is not a state dict: {_few(odd)} are not tensors; save one: {_SAVE}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict without the prefixes that DataParallel and torch.compile put before every key."""
+    plain = dict(state)
+    for prefix in _PREFIXES:
+        if plain and all(key.startswith(prefix) for key in plain):
+            plain = {key.removeprefix(prefix): value for key, value in plain.items()}
+    return plain
+
+
+def _mismatches(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> list[str]:
+    # num_batches_tracked counts training steps: weights saved before PyTorch 0.4.1 lack it, and inference ignores it
+    missing = [key for key in own if key not in loaded and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in loaded if key not in own]
+    shaped = [
+        f"{key} {tuple(loaded[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in loaded and loaded[key].shape != own[key].shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
+    return [f"{len(keys)} {what}: {_few(keys)}" for what, keys in found if keys]
+
+
+def check_finite(state: Mapping[str, torch.Tensor], where: Path | str) -> None:
+    """Raises InputError naming the tensors of `state` that hold NaN or infinite values."""
+    torch = require_torch()
+    bad = [
+        f"{key} ({int((~torch.isfinite(value)).sum())} of {value.numel()} values)"
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if bad:
+        raise InputError(f"{where} has weights that are NaN or infinite: {_few(bad)}; accepted: finite numbers")
+
+
+def _few(items: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more

@@ -1,0 +1,61 @@
+"""Returns ONNX graphs in the plain form of the pipeline: unique names, inferred shapes, no notes of whoever wrote them.
+
+Exporters write file paths and stack traces into nodes; they would tell of the author's machine and differ between
+machines.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgeship.calibration.errors import InputError
+
+BATCH = "batch"
+"""What a dynamic batch is called in shapes."""
+IR_VERSION = 10
+"""Read by every runtime of the last years; opset 23 is the newest operator set that goes with it."""
+
+
+def parse(content: bytes) -> ir.Model:
+    """The model in `content`, which holds its own weights."""
+    import onnx
+
+    return ir.from_proto(onnx.load_model_from_string(content))
+
+
+def check_batch(size: int | str, name: str) -> None:
+    """Raises InputError for a fixed batch of several: samples are fed one by one."""
+    if size not in (1, "dynamic"):
+        raise InputError(f'input {name!r} has a batch of {size}; accepted: 1, or "dynamic"')
+
+
+def plain_form(model: ir.Model) -> ir.Model:
+    """`model` (changed in place) without anybody's notes, its values all named and shaped."""
+    model.doc_string = None
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in [*graph.inputs, *graph.initializers.values()]:
+            _strip(value)
+        for node in graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                _strip(value)
+            if not node.name:
+                node.name = f"{node.op_type}_{node.outputs[0].name}" if node.outputs else node.op_type
+    ir.passes.Sequential(
+        passes.TopologicalSortPass(),
+        passes.NameFixPass(),
+        passes.ShapeInferencePass(strict_mode=False, data_prop=True),
+    )(model)
+    return model
+
+
+def _strip(value: ir.Value) -> None:
+    value.doc_string = None
+    value.metadata_props.clear()
+    tensor = value.const_value
+    if tensor is not None and (tensor.doc_string or tensor.metadata_props):
+        value.const_value = ir.tensor(tensor.numpy(), name=tensor.name)

@@ -1,0 +1,152 @@
+"""Returns a user's ONNX file in the pipeline's form: constants apart from inputs, a known shape, opset 17 or later.
+
+Old exporters list the weights among the inputs (ONNX IR 3 demands it); many leave the batch symbolic. The upgraded
+model must compute what the file does, in ONNX Runtime, before anything else happens to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgeship.calibration.errors import EdgeshipError, InputError, StageError
+from edgeship.calibration.onnx_file import load_onnx, to_bytes
+from edgeship.calibration.types import Array
+from edgeship.pipeline.float_check import check_sessions, random_feeds
+from edgeship.pipeline.isolation import run_isolated
+from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form
+
+OLDEST_OPSET, SMALLEST_OPSET, TARGET_OPSET = 7, 17, 18
+
+
+def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name: str | None = None) -> ir.Model:
+    """The model in the file with `shape` (batch first; "dynamic" keeps it symbolic) for its input, its own opset kept.
+
+    Without a shape a symbolic batch becomes 1. Raises InputError where the file is no usable model or does not fit.
+    """
+    model = load_onnx(path)
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise InputError(f"{path} has opset {opset}; accepted: {OLDEST_OPSET} or later; export it again")
+    ir.passes.Sequential(passes.InlinePass(), passes.RemoveInitializersFromInputsPass())(model)
+    _check_training(model, path)
+    name = _main_input(model, path, input_name)
+    for value in model.graph.inputs:
+        _fix_shape(value, shape if value.name == name else None, path)
+    _forget_shapes(model)
+    return model
+
+
+def upgrade(model: ir.Model, feeds: Sequence[Mapping[str, Array]] = ()) -> tuple[ir.Model, float]:
+    """The model in plain form at opset 17 or later, and its largest relative error against `model` in ONNX Runtime.
+
+    Raises StageError when no converter upgrades it to a model that computes the same.
+    """
+    from edgeship.targets.onnxruntime import open_reference
+
+    original = to_bytes(model)
+    every = [*feeds, *random_feeds(model, 2)]
+    reference = open_reference(original, 1)
+    reasons: list[str] = []
+    opset = model.opset_imports[""]
+    converters = (_unchanged,) if opset >= SMALLEST_OPSET else (convert_with_onnx, convert_with_onnxscript)
+    for convert in converters:
+        try:
+            content = run_isolated(convert, original) if opset < SMALLEST_OPSET else convert(original)
+            upgraded = parse(content)
+            upgraded.ir_version = IR_VERSION if upgraded.opset_imports[""] <= 23 else model.ir_version
+            upgraded.metadata_props.update(model.metadata_props)
+            plain_form(upgraded)
+            return upgraded, check_sessions(
+                reference, open_reference(to_bytes(upgraded), 1), every, "the opset's upgrade"
+            )
+        except EdgeshipError as error:
+            reasons.append(f"{convert.__name__}: {error}")
+    raise StageError(f"the model cannot be brought from opset {opset} to {TARGET_OPSET}: {'; '.join(reasons)}")
+
+
+def _unchanged(content: bytes) -> bytes:
+    return content
+
+
+def convert_with_onnx(content: bytes) -> bytes:
+    """The model at opset 18 by onnx's own converter, which is native code: run it in a child process."""
+    import onnx
+    import onnx.version_converter
+
+    model = onnx.load_model_from_string(content)
+    model.ir_version = max(model.ir_version, 4)  # from 4 on initializers need not be inputs
+    return bytes(onnx.version_converter.convert_version(model, TARGET_OPSET).SerializeToString(deterministic=True))
+
+
+def convert_with_onnxscript(content: bytes) -> bytes:
+    """The model at opset 18 by onnxscript's converter."""
+    from onnxscript import version_converter
+
+    model = parse(content)
+    version_converter.convert_version(model, TARGET_OPSET)
+    return to_bytes(model)
+
+
+def _check_training(model: ir.Model, path: Path) -> None:
+    training = [
+        f"{node.name or node.outputs[0].name} ({node.op_type})"
+        for node in model.graph.all_nodes()
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) == 1
+    ]
+    if training:
+        raise InputError(f"{path} was exported in training mode: {', '.join(training[:3])}; export it in eval mode")
+
+
+def _main_input(model: ir.Model, path: Path, wanted: str | None) -> str:
+    """The name of the input that the recipe's [input] is about."""
+    names = [str(value.name) for value in model.graph.inputs]
+    if not names:
+        raise InputError(f"{path} has no inputs; accepted: a model with one image input")
+    if wanted is None:
+        return names[0]
+    if wanted not in names:
+        raise InputError(f"{path} has no input {wanted!r} (input.name); there are: {', '.join(names)}")
+    return wanted
+
+
+def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -> None:
+    """Sets the sizes of one input from the recipe's; a size that both give must be the same."""
+    if value.dtype != ir.DataType.FLOAT:
+        raise InputError(f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT")
+    if value.shape is None:
+        if shape is None:
+            raise InputError(f"{path}: input {value.name!r} has no shape; set input.shape")
+        value.shape = ir.Shape([None] * len(shape))
+    own = [size if isinstance(size, int) and size > 0 else None for size in value.shape]
+    wanted = _wanted(own, shape)
+    where = f"{path}: input {value.name!r} has the shape [{', '.join(str(size) for size in value.shape)}]"
+    if len(wanted) != len(own):
+        raise InputError(f"{where}; the recipe's is {list(shape or ())}")
+    for place, (given, size) in enumerate(zip(own, wanted, strict=True)):
+        if size is None:
+            raise InputError(f"{where}; set input.shape")
+        if given is not None and given != size:
+            accepted = f"{given} at place {place}, or a model with a dynamic size there"
+            raise InputError(f"{where}; the recipe's is {list(shape or ())}; accepted: {accepted}")
+    if wanted:
+        check_batch(wanted[0] or 1, str(value.name))
+    value.shape = ir.Shape([BATCH if size == "dynamic" else size for size in wanted if size is not None])
+
+
+def _wanted(own: Sequence[int | None], shape: Sequence[int | str] | None) -> list[int | str | None]:
+    """The recipe's sizes, or the file's own with 1 for a dynamic batch; None where neither says."""
+    if shape is not None:
+        return list(shape)
+    return [1 if place == 0 and size is None else size for place, size in enumerate(own)]
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Lets every shape but the inputs' be inferred anew: those in the file were for symbolic or other sizes."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model)

@@ -1,0 +1,174 @@
+"""Returns a recipe's values from TOML text and `--set` overrides, or one error that names each wrong key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from edgeship.calibration.errors import InputError
+from edgeship.pipeline.recipe import GATES, Recipe
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_LARGEST = 1 << 20
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The checked recipe of `path`; see `load_recipe`."""
+    values = _read_toml(path)
+    for override in overrides:
+        apply_override(values, override)
+    values = _with_flat_gates(values)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise InputError(_sentence(path, [_explain(detail) for detail in error.errors()])) from None
+    _check_names(path, recipe)
+    return recipe
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a recipe is a TOML file, such as {path / 'recipe.toml'}")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, too many for a recipe; is it another kind of file?"
+            )
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no recipe {path}") from None
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file; a recipe is TOML in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets one "dotted.key=value" in `values`; the value is TOML where it parses as TOML, else text."""
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise InputError(f"--set takes KEY=VALUE, such as quantize.samples=50; seen: {override!r}")
+    if parts[0] == "gates":
+        parts = ["gates", ".".join(parts[1:])] if len(parts) > 1 else parts
+        if isinstance(values.get("gates"), dict):
+            values["gates"] = _flat(values["gates"])
+    table = values
+    for depth, part in enumerate(parts[:-1]):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {key}: {'.'.join(parts[: depth + 1])} is a value, not a table")
+    table[parts[-1]] = _parse_value(text)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if list(parsed) == ["value"] else text
+
+
+def _with_flat_gates(values: dict[str, Any]) -> dict[str, Any]:
+    gates = values.get("gates")
+    return {**values, "gates": _flat(gates)} if isinstance(gates, dict) else values
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"accuracy": {"max_drop": 1}}` and `{"accuracy.max_drop": 1}` mean the same."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _check_names(path: Path, recipe: Recipe) -> None:
+    """Raises InputError for gates, targets or algorithms that do not exist: they are names, not types."""
+    from edgeship.targets.base import names
+
+    problems = [
+        f"gates.{_quoted(gate)}: unknown gate{did_you_mean(gate, GATES)}" for gate in recipe.gates if gate not in GATES
+    ]
+    problems += [
+        f"gates.{_quoted(gate)}: the limit must be a finite number; seen: {limit}"
+        for gate, limit in recipe.gates.items()
+        if not math.isfinite(limit)
+    ]
+    known = names()
+    problems += [
+        f"targets.{target}: unknown target{did_you_mean(target, known)}"
+        for target in recipe.targets
+        if target not in known
+    ]
+    if any(not std for std in recipe.input.std):
+        problems.append(f"input.std: every value must differ from zero; seen: {list(recipe.input.std)}")
+    if problems:
+        raise InputError(_sentence(path, problems))
+
+
+def _quoted(gate: str) -> str:
+    return f'"{gate}"'
+
+
+def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """A hint that ends a sentence about an unknown `name`: the closest known one, or all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(known))}"
+
+
+def _sentence(path: Path, problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{path.name}: {problems[0]}"
+    return "\n".join(
+        [f"{path.name} has {len(problems)} wrong entries, first {problems[0]}", *(f"  - {p}" for p in problems)]
+    )
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One sentence without a full stop for one pydantic error."""
+    where = ".".join(str(part) for part in detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _fields_at(detail["loc"][:-1])
+            return f"{where}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}"
+        case "missing":
+            return f"{where}: required, and not given"
+        case "value_error":
+            accepted = str(detail["ctx"]["error"])
+        case _:
+            accepted = _accepted(detail)
+    return f"{where}: seen {_shown(detail['input'])}; accepted: {accepted}"
+
+
+def _accepted(detail: ErrorDetails) -> str:
+    if detail["type"] == "literal_error":
+        return str(detail["ctx"]["expected"])
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return message[0].lower() + message[1:]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """The keys that exist at a place of the recipe."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[str(part)].annotation
+        elif get_origin(model) is dict:
+            model = get_args(model)[1]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

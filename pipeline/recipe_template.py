@@ -1,0 +1,91 @@
+"""Returns the text of a new recipe: every key a beginner needs, with a comment, filled in as far as a model tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+TEMPLATE = """\
+# What edgeship makes of this model, and what is good enough. Every key: docs/recipe.md
+name = {name}
+
+[model]
+source = {source}{source_note}
+{weights}
+[input]
+{input}
+# How an image becomes the input, in this order: resize, centre crop, (pixel - mean) / std with pixels 0..255.
+# resize = 256                      # the shorter side, or [height, width]
+# crop = 224
+# mean = [123.675, 116.28, 103.53]  # per channel; this is what torchvision's models were trained with
+# std = [58.395, 57.12, 57.375]
+# color = "rgb"                     # rgb | bgr | gray
+
+[data]
+# Real samples. A CSV with the columns file,label; a folder of images or of class folders; or an .npz whose keys are
+# input names, already preprocessed. File names are relative to `root`.
+root = "data"                       # TODO
+calibration = "calibration.csv"     # TODO about a hundred samples, to choose the integer ranges with
+evaluation = "evaluation.csv"       # TODO other samples, to judge the artifacts with
+
+[quantize]
+mode = "static"
+algorithm = "minmax"
+samples = 100
+
+{targets}
+[gates]                             # a gate nobody sets is not a gate
+"accuracy.max_drop" = 1.0           # percentage points of top-1 against fp32
+"parity.max_steps" = 2              # quantization steps between an artifact and its reference
+
+[benchmark]
+threads = 1
+runs = 200
+"""
+
+
+def recipe_text(folder: Path, model: Path | None) -> str:
+    """TOML for a model that lies at `model` and a recipe in `folder`."""
+    from edgeship.targets.base import names
+
+    stem = model.stem if model else folder.absolute().name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
+    from_code = model is None or model.suffix == ".py"
+    return TEMPLATE.format(
+        name=_quoted(name),
+        source=_quoted(_source(folder, model)),
+        source_note="   # TODO PATH.py:factory, model.onnx or model.pt2" if from_code else "",
+        weights='weights = "weights.pt"   # TODO a state dict or .safetensors\n'
+        if not model or model.suffix == ".py"
+        else "",
+        input=_input(model),
+        targets="".join(f"[targets.{target}]\n" for target in names()),
+    )
+
+
+def _source(folder: Path, model: Path | None) -> str:
+    if model is None:
+        return "model.py:build"
+    relative = Path(os.path.relpath(model.absolute(), folder.absolute())).as_posix()
+    return f"{relative}:build" if model.suffix == ".py" else relative
+
+
+def _input(model: Path | None) -> str:
+    """The input's name and shape from an ONNX file, or a placeholder."""
+    if model is None or model.suffix != ".onnx":
+        return "shape = [1, 3, 224, 224]            # TODO batch first, NCHW"
+    from edgeship.calibration.onnx_file import load_onnx
+
+    graph = load_onnx(model).graph
+    free = [value for value in graph.inputs if value.name not in graph.initializers]
+    lines = []
+    for value in free[:1]:
+        sides = [side if isinstance(side, int) else 1 for side in value.shape.dims] if value.shape else [1, 3, 224, 224]
+        lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}"]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,102 @@
+"""Returns what all rewrites together did to a graph: the rules in order, again and again until none applies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript.optimizer import fold_constants
+from onnxscript.rewriter import RewriteRule, RewriteRuleSet
+
+from edgeship.calibration.errors import StageError
+from edgeship.pipeline.simplification.affine import NormalizationToDepthwise, fold_rules
+from edgeship.pipeline.simplification.arithmetic import arithmetic_rules
+from edgeship.pipeline.simplification.clip import clip_rules
+from edgeship.pipeline.simplification.gemm import gemm_rules
+from edgeship.pipeline.simplification.hardswish import hardswish_rules
+from edgeship.pipeline.simplification.padding import padding_rules
+from edgeship.pipeline.simplification.pooling import pooling_rules
+from edgeship.pipeline.simplification.reshaping import reshaping_rules
+from edgeship.pipeline.simplification.softmax import softmax_rules
+
+_ROUNDS = 50
+_FOLDED_ELEMENTS = 1 << 24
+"""Constants up to this many elements are computed ahead; a larger result would bloat the file."""
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+"""Two of these with the same inputs are not the same value."""
+
+
+@cache
+def _phases() -> tuple[Sequence[RewriteRule], ...]:
+    """Folding first; only a BatchNormalization that no layer takes is then made a convolution."""
+    general = [
+        *clip_rules(),
+        *arithmetic_rules(),
+        *hardswish_rules(),
+        *gemm_rules(),
+        *fold_rules(),
+        *padding_rules(),
+        *pooling_rules(),
+        *reshaping_rules(),
+        *softmax_rules(),
+    ]
+    return general, [NormalizationToDepthwise.make()]
+
+
+def apply_rewrites(model: ir.Model) -> Counter[str]:
+    """How often each rule was applied to `model`, which is changed in place.
+
+    Raises StageError when the rules do not come to an end.
+    """
+    applied: Counter[str] = Counter()
+    tidy(model)
+    for _ in range(_ROUNDS):
+        count = 0
+        for phase in _phases():
+            count = _apply(phase, model, applied)
+            if count:
+                break
+        if not count:
+            return applied
+        tidy(model)
+    last = ", ".join(sorted(applied))
+    raise StageError(f"simplification did not come to an end in {_ROUNDS} rounds; rules applied: {last}")
+
+
+def _apply(rules: Sequence[RewriteRule], model: ir.Model, applied: Counter[str]) -> int:
+    """How many rewrites one pass of all rules made; what a rule makes is looked at again in the next pass."""
+    before = applied.total()
+    for name, alike in _by_name(rules).items():
+        count = RewriteRuleSet(alike).apply_to_model(model)
+        if count:
+            applied[name] += count
+    return applied.total() - before
+
+
+def _by_name(rules: Sequence[RewriteRule]) -> dict[str, list[RewriteRule]]:
+    groups: dict[str, list[RewriteRule]] = {}
+    for rule in rules:
+        groups.setdefault(rule.name or "", []).append(rule)
+    return groups
+
+
+def tidy(model: ir.Model) -> None:
+    """Folds constants, removes what nothing uses, and infers shapes, in place."""
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    fold_constants(model, input_size_limit=_FOLDED_ELEMENTS, output_size_limit=_FOLDED_ELEMENTS)
+    passes.DeduplicateInitializersPass()(model)
+    if not any(node.op_type in _RANDOM for node in model.graph.all_nodes()):
+        passes.CommonSubexpressionEliminationPass()(model)
+    ir.passes.Sequential(
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir's own
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ShapeInferencePass(strict_mode=False, data_prop=True),
+    )(model)

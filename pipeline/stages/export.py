@@ -1,0 +1,202 @@
+"""Returns the stage that turns the recipe's model into ONNX: 2-export/model.onnx, golden.npz and export.json.
+
+golden.npz records what the model computed before anything was done to it, in PyTorch or from the original ONNX file, on
+calibration samples (seeded random inputs where the recipe has none); every later model is checked against it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.types import Array, Session
+from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgeship.pipeline.recipe import Recipe
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Export:
+    """The ONNX model, recorded inputs and outputs (a mapping by name for each sample), and facts about the export."""
+
+    model: ir.Model
+    feeds: Sequence[Mapping[str, Array]]
+    outputs: Sequence[Mapping[str, Array]]
+    facts: Mapping[str, Any]
+
+
+def export_model(recipe: Recipe) -> Export:
+    """The recipe's model as ONNX with opset 17 or later, checked against the original.
+
+    Raises InputError for what the recipe names wrongly, StageError when no faithful export can be made.
+    """
+    path = recipe.source_path
+    if path is not None and path.suffix == ".onnx":
+        return _from_onnx(recipe, path)
+    return _from_torch(recipe)
+
+
+def export_recipe(recipe: Recipe, out: Path) -> Export:
+    """The export of the recipe's model, written to the file `out`, which is replaced only by a complete new one."""
+    from edgeship.calibration.onnx_file import to_bytes
+
+    result = export_model(recipe)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(to_bytes(result.model))
+        temporary.replace(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return result
+
+
+def _from_torch(recipe: Recipe) -> Export:
+    from edgeship.pipeline.models import open_torch_source
+    from edgeship.pipeline.torch_export import export_torch
+
+    session = open_torch_source(recipe)
+    feeds = _golden_feeds(recipe, {session.input.name: session.input.shape})
+    outputs = _run(session, feeds)
+    exported = export_torch(session, feeds)
+    facts = {"exporter": exported.exporter, "fallback_reason": exported.reason, "largest_error": exported.largest_error}
+    return _finished(recipe, exported.model, feeds, outputs, facts)
+
+
+def _from_onnx(recipe: Recipe, path: Path) -> Export:
+    from edgeship.pipeline.onnx_source import read_source, upgrade
+    from edgeship.targets.onnxruntime import open_reference
+
+    if recipe.weights_path is not None:
+        raise InputError(f"{recipe.path.name}: model.weights is set, but {path.name} holds its own weights")
+    original = read_source(path, recipe.input.shape, recipe.input.name)
+    session = open_reference(path, 1)
+    shapes = {
+        str(value.name): tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
+        for value in original.graph.inputs
+    }
+    feeds = _golden_feeds(recipe, shapes)
+    outputs = _run(session, feeds)
+    model, error = upgrade(original, feeds)
+    facts = {"exporter": "onnx", "original_opset": original.opset_imports[""], "largest_error": error}
+    return _finished(recipe, model, feeds, outputs, facts)
+
+
+def _golden_feeds(recipe: Recipe, inputs: Mapping[str, Sequence[int]]) -> list[Mapping[str, Array]]:
+    """The first calibration samples, or seeded random inputs where there are none."""
+    count = recipe.golden.samples
+    if recipe.data.calibration is not None:
+        samples = recipe.calibration_samples(inputs)
+        return [sample.feeds for sample in islice(samples.take(count, recipe.data.seed), count)]
+    generator = np.random.default_rng(recipe.data.seed)
+    sizes = {
+        name: [1 if place == 0 else abs(size) for place, size in enumerate(shape)] for name, shape in inputs.items()
+    }
+    return [
+        {name: generator.standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
+        for _ in range(count)
+    ]
+
+
+def _run(session: Session, feeds: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+    outputs: list[Mapping[str, Array]] = [session.run(each) for each in feeds]
+    for place, each in enumerate(outputs):
+        for name, values in each.items():
+            if not np.isfinite(values).all():
+                raise StageError(
+                    f"the original model's output {name!r} has {np.count_nonzero(~np.isfinite(values))} values "
+                    f"that are NaN or infinite on golden sample {place}; accepted: finite numbers"
+                )
+    return outputs
+
+
+def _finished(
+    recipe: Recipe,
+    model: ir.Model,
+    feeds: Sequence[Mapping[str, Array]],
+    outputs: Sequence[Mapping[str, Array]],
+    facts: Mapping[str, Any],
+) -> Export:
+    model.metadata_props.update(_preprocessing_facts(recipe, model))
+    parameters = sum(
+        value.const_value.size
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    )
+    described = {
+        **facts,
+        "opset": model.opset_imports[""],
+        "inputs": {str(value.name): _sizes(value) for value in model.graph.inputs},
+        "outputs": {str(value.name): _sizes(value) for value in model.graph.outputs},
+        "parameters": int(parameters),
+        "golden_samples": len(feeds),
+    }
+    return Export(model, feeds, outputs, described)
+
+
+def _sizes(value: ir.Value) -> list[int | str]:
+    return [size if isinstance(size, int) else str(size) for size in value.shape or ()]
+
+
+def _preprocessing_facts(recipe: Recipe, model: ir.Model) -> dict[str, str]:
+    """How an image becomes the input, for the model's metadata; nothing for arrays, which come preprocessed."""
+    value = model.graph.inputs[0]
+    sizes = [size if isinstance(size, int) else -1 for size in value.shape or ()]
+    if len(sizes) != 4 or (recipe.data.calibration or "").lower().endswith(".npz"):
+        return {}
+    channels = 1 if recipe.input.color == "gray" else 3
+    return recipe.preprocessing(sizes).to_metadata() if sizes[1] == channels else {}
+
+
+def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
+    return {
+        **recipe.dump("model", "input", "golden"),
+        "seed": recipe.data.seed,
+        "calibration": None if recipe.data.calibration is None else recipe.data_digest("calibration"),
+    }
+
+
+def _files(recipe: Recipe) -> Sequence[Path]:
+    """The model's file, its weights, and the Python files beside a `.py` source, which it may import."""
+    path, weights = recipe.source_path, recipe.weights_path
+    if path is None:
+        spec = importlib.util.find_spec(recipe.model.source.rpartition(":")[0].split(".")[0])
+        path = Path(spec.origin) if spec is not None and spec.origin else None
+    files = [each for each in (path, weights) if each is not None]
+    if path is not None and path.suffix == ".py":
+        files += sorted(each for each in path.parent.glob("*.py") if each != path)
+    return files
+
+
+def _write(context: StageContext) -> None:
+    from edgeship.calibration.onnx_file import to_bytes
+
+    result = export_model(context.recipe)
+    (context.folder / MODEL).write_bytes(to_bytes(result.model))
+    arrays = {f"input:{name}": np.concatenate([each[name] for each in result.feeds]) for name in result.feeds[0]}
+    arrays |= {f"output:{name}": np.concatenate([each[name] for each in result.outputs]) for name in result.outputs[0]}
+    np.savez(context.folder / "golden.npz", allow_pickle=False, **arrays)
+    text = json.dumps(dict(result.facts), indent=2) + "\n"
+    (context.folder / "export.json").write_text(text, "utf-8")
+
+
+def _models(_recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
+    return [ModelOutput(MODEL)]
+
+
+STAGE = Stage("export", (), _settings, _write, files=_files, models=_models)

@@ -1,0 +1,97 @@
+"""Returns how far each artifact, in its real runtime, is from the quantized reference it was made from.
+
+The reference is the QDQ graph run with ONNX Runtime's graph optimisations off. Also found here, because it is what
+makes an artifact leave its reference on other machines than this one: layers whose kernels can saturate on x86 without
+VNNI, proved from the weights and counted by emulation on the samples, so that the answer is the same on every host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeship.pipeline.artifacts import artifact_path
+from edgeship.pipeline.compare import Comparison
+from edgeship.pipeline.judging import jury_digest, open_jury
+from edgeship.pipeline.saturation import saturation_facts
+from edgeship.pipeline.stage import Stage, StageContext
+from edgeship.pipeline.workspace import write_json
+from edgeship.targets.base import load
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.recipe import Recipe
+
+
+def run(context: StageContext) -> None:
+    """Writes parity.json: each target's differences, agreement, saturation and integer share as executed."""
+    import onnx_ir as ir
+
+    from edgeship.calibration.qdq import output_steps
+    from edgeship.targets.onnxruntime import open_reference
+
+    recipe = context.recipe
+    jury = open_jury(recipe, context.inputs["simplify"] / "model.onnx")
+    samples = jury.samples.take(recipe.parity.samples, recipe.data.seed)
+    schemes = {name: recipe.weight_scheme(name) for name in context.targets}
+    files = {scheme: context.inputs["quantize"] / f"{scheme}.onnx" for scheme in sorted(set(schemes.values()))}
+    references = {scheme: open_reference(path, 1) for scheme, path in files.items()}
+    artifacts = {name: context.inputs["convert"] / artifact_path(name) for name in context.targets}
+    sessions = {name: load(name).open(path) for name, path in artifacts.items()}
+    comparisons = {name: Comparison(output_steps(ir.load(files[schemes[name]]))) for name in context.targets}
+    for done, sample in enumerate(samples):
+        context.progress(done, len(samples), "samples")
+        expected = {scheme: reference.run(sample.feeds) for scheme, reference in references.items()}
+        for name, session in sessions.items():
+            comparisons[name].update(expected[schemes[name]], session.run(sample.feeds))
+    context.progress(len(samples), len(samples), "samples")
+    del sessions, references
+    facts = {}
+    for name in context.targets:
+        share = load(name).integer_share(artifacts[name])
+        facts[name] = {
+            **_figures(comparisons[name]),
+            "data": jury.kind,
+            "weights": schemes[name],
+            "saturation": saturation_facts(name, files[schemes[name]], samples),
+            "int8_share": share.share,
+            "integer_macs": share.integer_macs,
+            "total_macs": share.total_macs,
+            "float_layers": list(share.float_layers),
+        }
+    write_json(context.folder / "parity.json", {"reference": "qdq", "targets": facts})
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    """The worst output's figures, and every output's."""
+    differences = comparison.differences()
+    return {
+        "reference": "qdq",
+        "samples": comparison.samples,
+        "max_steps": _finite(max(d.max_steps for d in differences.values())),
+        "mean_steps": _finite(max(d.mean_steps for d in differences.values())),
+        "agreement": comparison.agreement,
+        "strict_agreement": comparison.strict_agreement,
+        "decisions": comparison.decisions,
+        "outputs": {name: difference.to_json() for name, difference in sorted(differences.items())},
+    }
+
+
+def _finite(steps: float) -> float | None:
+    """None, which no gate accepts, for a difference from a reference that never moves: it has no step to count in."""
+    return steps if math.isfinite(steps) else None
+
+
+def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
+    from edgeship.pipeline.machine import cpu_key
+
+    return {
+        "targets": list(targets),
+        "data": jury_digest(recipe),
+        "samples": recipe.parity.samples,
+        "weights": {name: recipe.weight_scheme(name) for name in targets},
+        "cpu": cpu_key(),
+    }
+
+
+STAGE = Stage(name="parity", needs=("simplify", "quantize", "convert"), settings=_settings, run=run)

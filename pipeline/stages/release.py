@@ -1,0 +1,91 @@
+"""Returns a folder to ship: the artifacts, a manifest of everything they came from, and SHA256SUMS.
+
+Neither times, host facts nor absolute paths are in it: the same inputs give the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.calibration.errors import GateError
+from edgeship.pipeline.artifacts import artifact_path, release_name
+from edgeship.pipeline.gates import judge_gates, read_json, read_results
+from edgeship.pipeline.judging import jury_digest
+from edgeship.pipeline.release_folder import MANIFEST, write_sums
+from edgeship.pipeline.stage import Stage, StageContext
+from edgeship.pipeline.workspace import artifacts_of, sha256_of, stage_folder_name, write_json
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.recipe import Recipe
+
+MAKERS = ("export", "simplify", "quantize", "convert")
+"""The stages whose outputs are the same bytes on any machine; what is measured on one machine is in the report."""
+
+
+def run(context: StageContext) -> None:
+    """Writes the release. Raises GateError with every gate that is not met."""
+    recipe = context.recipe
+    failing = []
+    for name in context.targets:
+        gates = judge_gates(recipe, name, read_results(context.inputs, name))
+        failing += [str(gate) for gate in gates if not gate.met]
+    if failing:
+        count = "a gate was" if len(failing) == 1 else f"{len(failing)} gates were"
+        raise GateError(
+            "\n".join([f"{count} not met, no release was made: {failing[0]}", *(f"  - {gate}" for gate in failing[1:])])
+        )
+    artifacts = {}
+    for name in context.targets:
+        path = context.folder / release_name(name, sorted(recipe.targets))
+        shutil.copyfile(context.inputs["convert"] / artifact_path(name), path)
+        artifacts[path.name] = {"target": name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+    write_json(context.folder / MANIFEST, _manifest(context, artifacts))
+    write_sums(context.folder)
+
+
+def _manifest(context: StageContext, artifacts: dict[str, Any]) -> dict[str, Any]:
+    from edgeship.pipeline.flow import library_versions
+
+    recipe = context.recipe
+    stages = {
+        stage_folder_name(stage): {output.path: output.sha256 for output in artifacts_of(context.inputs[stage])}
+        for stage in MAKERS
+    }
+    inputs = {role: sha256_of(path) for role, path in _input_files(recipe).items()}
+    return {
+        "format": 1,
+        "name": recipe.name,
+        "artifacts": artifacts,
+        "plan": read_json(context.inputs["quantize"] / "plan.json").get("digest"),
+        "inputs": {**inputs, "calibration": recipe.data_digest("calibration"), "evaluation": jury_digest(recipe)},
+        "settings": json.loads(json.dumps(recipe.dump("input", "quantize", "targets", "gates"))),
+        "stages": stages,
+        "versions": dict(library_versions()),
+    }
+
+
+def _input_files(recipe: Recipe) -> dict[str, Path]:
+    files = {"model": recipe.source_path, "weights": recipe.weights_path}
+    return {role: path for role, path in files.items() if path is not None}
+
+
+def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
+    return {
+        "targets": list(targets),
+        "recipe": recipe.dump("name", "input", "quantize", "targets", "gates"),
+        "calibration": recipe.data_digest("calibration"),
+        "evaluation": jury_digest(recipe),
+    }
+
+
+STAGE = Stage(
+    name="release",
+    needs=(*MAKERS, "parity", "accuracy", "latency"),
+    settings=_settings,
+    run=run,
+    files=lambda recipe: list(_input_files(recipe).values()),
+)

@@ -1,0 +1,211 @@
+"""Returns a report as text for a person: where the time went, and what each target's artifact is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDTH = 110
+
+
+def print_summary(report: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Prints the report of the run in `folder` on stdout."""
+    out = console or _stdout()
+    out.print()
+    out.print(_headline(report), highlight=False)
+    out.print()
+    out.print(stage_table(report["stages"]))
+    if report["targets"]:
+        out.print()
+        out.print(target_table(report))
+        out.print()
+        for name, facts in report["targets"].items():
+            out.print(f"{name:<14} {_short(folder / facts['artifact'])}", soft_wrap=True)
+    notes = warnings(report)
+    if notes:
+        out.print()
+    for line in notes:
+        out.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=WIDTH, highlight=False)
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    facts = [f"[bold]{report['recipe']}[/]"]
+    if model.get("parameters"):
+        facts.append(f"{model['parameters']:,} parameters")
+    if model.get("macs"):
+        facts.append(f"{model['macs'] / 1e6:,.1f} M multiply-accumulates")
+    return "  ".join(facts)
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Each stage with its time and what it made."""
+    table = _table("stage", "time", "made")
+    table.columns[1].justify = "right"
+    for stage in stages:
+        made = ", ".join(f"{_inside(output['path'])} {size(output['bytes'])}" for output in _models(stage["outputs"]))
+        seconds = "[dim]up to date[/]" if stage["cached"] else f"{stage['seconds']:.1f} s"
+        table.add_row(stage["name"], seconds, f"[dim]{made}[/]")
+    return table
+
+
+def target_table(report: Mapping[str, Any]) -> Table:
+    """One column for each target, one row for each thing one wants to know of it."""
+    targets = report["targets"]
+    table = _table("", *targets)
+    reference = report.get("reference", {}).get("accuracy", {})
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "size": size_change,
+        "accuracy": lambda facts: accuracy(facts.get("accuracy"), reference),
+        "parity": lambda facts: parity(facts.get("parity")),
+        "latency": lambda facts: latency(facts.get("latency")),
+        "int8 share": share,
+        "gates": lambda facts: gates(facts["gates"]),
+    }
+    for name, render in rows.items():
+        cells = [render(facts) for facts in targets.values()]
+        if any(cells):
+            table.add_row(f"[bold]{name}[/]", *cells)
+    return table
+
+
+def _models(outputs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The model files that go on: not the records, nor the fp32 artifacts that are only compared with."""
+    names = [(output, Path(output["path"]).name) for output in outputs]
+    skipped = (".json", ".npz", "SHA256SUMS")
+    return [output for output, name in names if not name.endswith(skipped) and not name.startswith("fp32")]
+
+
+def _inside(path: str) -> str:
+    return "/".join(Path(path).parts[1:])
+
+
+def size_change(facts: Mapping[str, Any]) -> str:
+    """fp32 -> int8 bytes and their ratio."""
+    ratio = facts["fp32_bytes"] / facts["bytes"] if facts["bytes"] else 0.0
+    return f"{size(facts['fp32_bytes'])} -> {size(facts['bytes'])}  ({ratio:.1f}x smaller)"
+
+
+def accuracy(facts: Mapping[str, Any] | None, reference: Mapping[str, Any]) -> str:
+    """Top-1 before and after with the drop's interval, or agreement with the float model."""
+    if not facts:
+        return ""
+    agreement = facts.get("fp32_agreement")
+    agrees = "" if agreement is None else f"decides as fp32: {percent(agreement)}"
+    if "top1" not in facts:
+        return f"{agrees or 'no decisions to compare'}\nn = {facts['n']}, no labels"
+    low, high = facts["drop_interval"]
+    return (
+        f"top-1 {reference['top1']:.2f} % -> {facts['top1']:.2f} %\n"
+        f"drop {facts['drop']:+.2f} points, 95 %: {low:+.2f} .. {high:+.2f}\nn = {facts['n']}, {agrees}"
+    )
+
+
+def parity(facts: Mapping[str, Any] | None) -> str:
+    """Steps away from the quantized reference."""
+    if not facts:
+        return ""
+    most, mean, agreement = facts["max_steps"], facts["mean_steps"], facts["agreement"]
+    steps = "no step to count in" if most is None else f"max {most:.3g} steps, mean {mean:.2g}"
+    equal = "" if agreement is None else f"\nsame decision: {percent(agreement)} of {facts['decisions']:,}"
+    return f"{steps}{equal}"
+
+
+def latency(facts: Mapping[str, Any] | None) -> str:
+    """Median before and after, and the speed-up."""
+    if not facts:
+        return ""
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    noisy = " [yellow]noisy[/]" if facts["noisy"] else ""
+    return (
+        f"{milliseconds(facts['fp32_median_ms'])} -> {milliseconds(facts['median_ms'])}  "
+        f"([bold]{facts['speedup']:.2f}x[/]){noisy}\n"
+        f"{threads}, {facts['runs']} runs, p90 {milliseconds(facts['p90_ms'])}"
+    )
+
+
+def share(facts: Mapping[str, Any]) -> str:
+    """The share of multiply-accumulates that integer kernels execute."""
+    return "" if "int8_share" not in facts else f"{100 * facts['int8_share']:.4g} % of MACs, as executed"
+
+
+def gates(values: Sequence[Mapping[str, Any]]) -> str:
+    """Each gate, met or not."""
+    lines = []
+    for gate in sorted(values, key=lambda gate: bool(gate["met"])):
+        mark = "[green]met[/]" if gate["met"] else "[red]NOT MET[/]"
+        seen = "not measurable" if gate["measured"] is None else f"{gate['measured']:.4g}"
+        lines.append(f"{mark} {gate['name']}: {seen} (limit {gate['limit']:g})")
+    return "\n".join(lines)
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a person should know before shipping."""
+    lines = []
+    for name, facts in report["targets"].items():
+        saturation = facts.get("parity", {}).get("saturation") or {}
+        layers = saturation.get("layers", [])
+        if layers:
+            named = ", ".join(f"{layer['layer']} ({layer['channels']} channels)" for layer in layers[:3])
+            more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+            lines.append(
+                f"{name}: {len(layers)} layers can clip on x86 without VNNI: {named}{more}; "
+                f'{saturation["layers_clipping"]} do on the samples; quantize.weights = "auto" prevents it'
+            )
+        floats = facts.get("float_layers", [])
+        if floats:
+            more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
+            lines.append(f"{name}: executed in float: {', '.join(floats[:3])}{more}")
+        if facts.get("latency", {}).get("noisy"):
+            lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes as a person says them."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that says 100 only where it is all of it."""
+    text = f"{100 * share:.2f} %"
+    return "> 99.99 %" if share < 1 and text == "100.00 %" else text
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three digits that matter, in microseconds below a tenth."""
+    return f"{value * 1000:.1f} us" if value < 0.1 else f"{value:.3g} ms"
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _short(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

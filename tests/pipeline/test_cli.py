@@ -1,0 +1,249 @@
+"""The command line: exit codes, one sentence at the end of stderr, results on stdout, and nothing heavy for --help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edgeship.calibration.errors import GateError, InputError, StageError
+from edgeship.calibration.types import Array
+from edgeship.pipeline.cli import cli
+
+HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxsim", "pydantic", "rich", "tensorflow", "torch", "PIL")
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def last_line(result: Result) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["deploy", "--help"], ["--version"], ["verify"]])
+def test_help_imports_nothing_heavy(args: Sequence[str]) -> None:
+    code = (
+        "import sys, edgeship.pipeline.cli as c\n"
+        "try: c.main()\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert python(code, *args).stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_help_names_every_command_of_the_contract() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in (
+        *("deploy", "init", "targets", "doctor", "inspect", "export", "simplify", "quantize", "convert"),
+        *("compare", "evaluate", "bench", "verify"),
+    ):
+        assert f"\n  {name} " in result.stdout
+        assert run(name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["deploy"], "Error: Missing argument 'RECIPE'."),
+        (["depoly"], "Error: No such command 'depoly'. Did you mean 'deploy'?"),
+        (["deploy", "nowhere.toml"], "edgeship: there is no recipe nowhere.toml"),
+        (["deploy", "nowhere.toml", "--from", "nowhere"], "edgeship: --from nowhere: no such stage; there are: export"),
+        (["inspect", "nowhere.onnx"], "nowhere.onnx"),
+        (["verify", "nowhere"], "edgeship: there is no release folder nowhere"),
+        (["bench", "nowhere.onnx"], "edgeship: there is no file nowhere.onnx"),
+        (["convert", "nowhere.onnx", "-o", "out.onnx", "--target", "nothing"], "edgeship: unknown target 'nothing'"),
+        (["evaluate", "nowhere.xyz", "--data", "x"], "edgeship: there is no file nowhere.xyz"),
+    ],
+)
+def test_wrong_usage_and_input_exit_with_2_and_one_sentence(args: Sequence[str], sentence: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert sentence in last_line(result)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (InputError("bad recipe"), 2, "edgeship: bad recipe"),
+        (StageError("export failed"), 1, "edgeship: export failed"),
+        (GateError("two gates\n  - a\n  - b"), 3, "edgeship: two gates"),
+        (KeyboardInterrupt(), 130, "edgeship: interrupted"),
+        (ZeroDivisionError("oh"), 1, "edgeship: unexpected ZeroDivisionError: oh (EDGESHIP_DEBUG=1 shows where)"),
+        (click.UsageError("no such thing"), 2, "Error: no such thing"),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code_and_its_last_line(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, sentence: str
+) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.delenv("EDGESHIP_DEBUG", raising=False)
+    monkeypatch.setattr("edgeship.pipeline.release_folder.verify_release", fail)
+    result = run("verify", ".")
+    assert result.exit_code == code
+    assert last_line(result).startswith(sentence)
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESHIP_DEBUG", "1")
+    result = run("verify", "nowhere")
+    assert "Traceback" in result.stderr
+    assert last_line(result) == "edgeship: there is no release folder nowhere"
+
+
+def test_targets_and_doctor_speak_json_and_text() -> None:
+    listed = json.loads(run("targets", "--json").stdout)["targets"]
+    assert listed["onnxruntime"]["installed"] is True
+    assert "onnxruntime" in run("targets").stdout
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["cpu"]["cores"] >= 1
+    assert "onnxruntime" in run("doctor").stdout
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_models: dict[str, bytes]) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_models["plain"])
+    return path
+
+
+def test_init_writes_a_recipe_that_loads_and_knows_the_model(tmp_path: Path, model: Path) -> None:
+    from edgeship.pipeline.recipe import load_recipe
+
+    result = run("init", tmp_path, "--model", model)
+    assert result.exit_code == 0, result.stderr
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert recipe.name == "model"
+    assert recipe.source_path == model
+    assert (recipe.input.name, recipe.input.shape) == ("image", (1, 3, 12, 12))
+    again = run("init", tmp_path, "--model", model)
+    assert again.exit_code == 2
+    assert "exists already" in last_line(again)
+
+
+@pytest.mark.parametrize("name", ["net.py", "net.pt2", None])
+def test_init_writes_a_recipe_that_loads_for_any_kind_of_model(tmp_path: Path, name: str | None) -> None:
+    from edgeship.pipeline.recipe import load_recipe
+
+    more: list[str | Path] = []
+    if name:
+        (tmp_path / name).write_text("")
+        more = ["--model", tmp_path / name]
+    assert run("init", tmp_path / "new folder", *more).exit_code == 0
+    recipe = load_recipe(tmp_path / "new folder" / "recipe.toml")
+    assert recipe.source_path is not None
+    assert recipe.name == ("net" if name else "new-folder")
+
+
+def test_inspect_shows_inputs_and_operators(model: Path) -> None:
+    assert "image" in run("inspect", model).stdout
+    assert json.loads(run("inspect", model, "--json").stdout)
+
+
+def test_a_model_goes_from_command_to_command(tmp_path: Path, model: Path, tiny_data: Path) -> None:
+    simple, full, out = tmp_path / "simple.onnx", tmp_path / "int8.onnx", tmp_path / "model.tflite"
+    for args in (
+        ("simplify", model, "-o", simple),
+        ("quantize", simple, "-o", full, "--data", tiny_data, "--samples", "8"),
+        ("convert", full, "-o", out, "--target", "tflite"),
+    ):
+        result = run(*args)
+        assert result.exit_code == 0, result.output
+    facts = json.loads(run("compare", full, out, "--data", tiny_data, "--samples", "8", "--json").stdout)
+    assert facts["samples"] == 8
+    assert facts["outputs"]["logits"]["step_kind"] == "quantized"
+    assert facts["outputs"]["logits"]["max_steps"] <= 2
+    layers = json.loads(
+        run("compare", simple, full, "--data", tiny_data, "--samples", "2", "--layers", "--json").stdout
+    )
+    assert len(layers["outputs"]) > 1
+    assert "same decision" in run("compare", simple, out, "--data", tiny_data).stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "int8.onnx",
+        "model.onnx",
+        "model.tflite",
+        "simple.onnx",
+    ]
+
+
+def test_evaluate_scores_a_model_on_labelled_arrays(model: Path, tiny_data: Path) -> None:
+    result = run("evaluate", model, "--data", tiny_data, "--json")
+    facts = json.loads(result.stdout)
+    assert facts["n"] == 32
+    assert facts["interval"][0] <= facts["top1"] <= facts["interval"][1]
+    assert "top-1" in run("evaluate", model, "--data", tiny_data).stdout
+
+
+def test_evaluate_without_labels_says_what_is_missing(tmp_path: Path, model: Path, tiny_images: Array) -> None:
+    np.savez(tmp_path / "plain.npz", image=tiny_images)
+    result = run("evaluate", model, "--data", tmp_path / "plain.npz")
+    assert result.exit_code == 2
+    assert "has no labels; give --labels CSV" in last_line(result)
+
+
+def test_bench_compares_with_a_baseline(tmp_path: Path, model: Path) -> None:
+    result = run("bench", model, "--runs", "5", "--warmup", "1", "--json")
+    measured = json.loads(result.stdout)
+    assert measured["models"][model.as_posix()]["runs"] == 5
+    baseline = tmp_path / "baseline.json"
+    measured["models"][model.as_posix()]["median_ms"] = 1e9
+    baseline.write_text(json.dumps(measured))
+    assert run("bench", model, "--runs", "5", "--baseline", baseline).exit_code == 0
+    measured["models"][model.as_posix()]["median_ms"] = 1e-9
+    baseline.write_text(json.dumps(measured))
+    slower = run("bench", model, "--runs", "5", "--baseline", baseline)
+    assert slower.exit_code == 3
+    assert last_line(slower).startswith("edgeship: slower than the baseline: ")
+    baseline.write_text("[]")
+    assert run("bench", model, "--runs", "5", "--baseline", baseline).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["simplify", "convert", "quantize", "inspect", "bench", "evaluate"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"not a model at all, but some text"])
+def test_a_file_that_is_no_model_is_one_sentence_and_nothing_is_written(
+    tmp_path: Path, tiny_data: Path, command: str, content: bytes
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(content)
+    more: dict[str, list[str | Path]] = {
+        "simplify": ["-o", tmp_path / "out.onnx"],
+        "convert": ["-o", tmp_path / "out.onnx", "--target", "onnxruntime"],
+        "quantize": ["-o", tmp_path / "out.onnx", "--data", tiny_data],
+        "evaluate": ["--data", tiny_data],
+        "bench": ["--runs", "1"],
+    }
+    result = run(command, broken, *more.get(command, []))
+    assert result.exit_code in (1, 2)
+    assert last_line(result).startswith("edgeship: ")
+    assert "unexpected" not in last_line(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_an_output_that_is_the_input_or_a_folder_is_refused(tmp_path: Path, model: Path) -> None:
+    before = model.read_bytes()
+    for out in (model, tmp_path, tmp_path / "none" / "out.onnx"):
+        assert run("simplify", model, "-o", out).exit_code == 2
+    assert model.read_bytes() == before
+
+
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    command = f"{sys.executable} -m edgeship.pipeline.cli doctor | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
