@@ -1,0 +1,166 @@
+"""Every layer of an int8 TFLite artifact against the QDQ model's, each fed what the artifact itself computed before
+it.
+
+Rounding differences of one step grow from layer to layer, so that outputs alone do not tell a wrong kernel from
+honest rounding. Here the artifact's own integers are put back into the QDQ model behind every QuantizeLinear: each of
+its layers then computes from exactly what the artifact's layer saw, and what is left is the difference of that layer
+alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+FED = "__fed"
+MOVERS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that compute nothing. An artifact may hold their outputs in an order of its own (and its weights too)."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """An activation between layers: `real` before QuantizeLinear, `seen` after DequantizeLinear, and who made it."""
+
+    real: str
+    seen: str
+    scale: float
+    zero_point: int
+    operator: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How far one layer's output is from the reference's, in steps."""
+
+    name: str
+    operator: str
+    max_steps: float
+    mean_steps: float
+
+
+def layer_differences(
+    qdq: Path, artifact: Path, images: Sequence[Array], folder: Path
+) -> tuple[list[LayerDifference], int]:
+    """Differences of all layers that can be found by name, worst first, and how many could not be found."""
+    from edgeship.targets.base import load
+
+    proto = onnx.shape_inference.infer_shapes(onnx.load(qdq))
+    boundaries = _boundaries(proto.graph)
+    probe = folder / (artifact.stem + ".probe.tflite")
+    names = _expose(artifact, probe)
+    try:
+        session = load("tflite").open(probe)
+    finally:
+        probe.unlink()
+    found = [b for b in boundaries if {b.real, b.seen} & names]
+    whole, cut = _session(_cut(proto, found, fed=False)), _session(_cut(proto, found, fed=True))
+    layouts: dict[str, tuple[int, ...]] = {}
+    worst: dict[str, list[float]] = {}
+    for image in images:
+        seen = session.run({"input": image})
+        if not layouts:
+            reference = dict(
+                zip([b.seen for b in found], whole.run([b.seen for b in found], {"input": image}), strict=True)
+            )
+            layouts = {b.seen: _layout(b, _integers(b, seen), reference[b.seen]) for b in found}
+        feeds = {b.seen + FED: _real(b, np.transpose(_integers(b, seen), layouts[b.seen])) for b in found}
+        own = {info.name for info in cut.get_inputs()}
+        results = cut.run([b.seen for b in found], {k: v for k, v in {**feeds, "input": image}.items() if k in own})
+        for boundary, result in zip(found, results, strict=True):
+            steps = np.abs(feeds[boundary.seen + FED] - result) / boundary.scale
+            entry = worst.setdefault(boundary.seen, [0.0, 0.0])
+            entry[0], entry[1] = max(entry[0], float(steps.max())), entry[1] + float(steps.mean()) / len(images)
+    operators = {b.seen: b.operator for b in found}
+    rows = [LayerDifference(name, operators[name], *values) for name, values in worst.items()]
+    return sorted(rows, key=lambda row: -row.max_steps), len(boundaries) - len(found)
+
+
+def _boundaries(graph: onnx.GraphProto) -> list[Boundary]:
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    shapes = {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in itertools.chain(graph.value_info, graph.output, graph.input)
+    }
+    makers = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        quantize = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        real, seen = quantize.input[0], node.output[0]
+        maker = makers.get(real)
+        if maker is not None and maker.op_type not in MOVERS:  # without a maker it is the model's input, quantized
+            scale, zero_point = constants[node.input[1]], constants[node.input[2]]
+            found.append(Boundary(real, seen, float(scale), int(zero_point), maker.op_type, shapes[seen]))
+    return found
+
+
+def _expose(artifact: Path, probe: Path) -> set[str]:
+    """Writes the artifact with every computed 8-bit tensor among its outputs; gives their names."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(artifact.read_bytes(), 0)
+    graph = model.subgraphs[0]
+    computed = [index for operator in graph.operators for index in operator.outputs]
+    eight_bits = (schema.TensorType.INT8, schema.TensorType.UINT8)
+    extra = [i for i in computed if graph.tensors[i].type in eight_bits and i not in graph.outputs]
+    graph.outputs = [*graph.outputs, *extra]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    probe.write_bytes(bytes(builder.Output()))
+    return {graph.tensors[i].name.decode() for i in graph.outputs if graph.tensors[i].type in eight_bits}
+
+
+def _cut(proto: onnx.ModelProto, found: Sequence[Boundary], *, fed: bool) -> bytes:
+    """The QDQ model with all boundaries as outputs; with `fed`, what comes after a boundary reads an input instead."""
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    names = {boundary.seen for boundary in found}
+    make = onnx.helper.make_tensor_value_info
+    if fed:
+        for node in model.graph.node:
+            for index, name in enumerate(node.input):
+                if name in names:
+                    node.input[index] = name + FED
+        model.graph.input.extend(make(b.seen + FED, onnx.TensorProto.FLOAT, b.shape) for b in found)
+    del model.graph.output[:]
+    model.graph.output.extend(make(b.seen, onnx.TensorProto.FLOAT, b.shape) for b in found)
+    return model.SerializeToString()
+
+
+def _session(content: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3  # inputs that nothing reads are no news here
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _integers(boundary: Boundary, seen: dict[str, Array]) -> Array:
+    return seen[boundary.real] if boundary.real in seen else seen[boundary.seen]
+
+
+def _real(boundary: Boundary, integers: Array) -> Array:
+    return ((integers.astype(np.int32) - boundary.zero_point) * np.float32(boundary.scale)).astype(np.float32)
+
+
+def _layout(boundary: Boundary, integers: Array, reference: Array) -> tuple[int, ...]:
+    """The permutation from the artifact's axes to the model's: as they are or channels last, whichever is closer."""
+    rank = integers.ndim
+    candidates = [tuple(range(rank)), (0, rank - 1, *range(1, rank - 1))] if rank > 2 else [tuple(range(rank))]
+    fitting = [c for c in candidates if tuple(integers.shape[axis] for axis in c) == reference.shape]
+    if not fitting:
+        raise ValueError(f"{boundary.real}: the artifact has the shape {integers.shape}, the model {reference.shape}")
+    return min(fitting, key=lambda c: float(np.abs(_real(boundary, np.transpose(integers, c)) - reference).mean()))
