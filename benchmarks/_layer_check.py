@@ -135,7 +135,7 @@ def _cut(proto: onnx.ModelProto, found: Sequence[Boundary], *, fed: bool) -> byt
         model.graph.input.extend(make(b.seen + FED, onnx.TensorProto.FLOAT, b.shape) for b in found)
     del model.graph.output[:]
     model.graph.output.extend(make(b.seen, onnx.TensorProto.FLOAT, b.shape) for b in found)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _session(content: bytes) -> Any:

@@ -147,10 +147,10 @@ def load_cases(bake: Bake) -> tuple[list[Case], list[Excluded]]:
     excluded: list[Excluded] = []
     models = {case.name: case.model for case in raw}
     for case in raw:
-        base = models.get(re.sub(r"_expanded.*", "", case.name), case.model)
-        reason = _why_not(case)
-        if reason:
-            excluded.append(Excluded(case.name, reason))
+        base = models.get(re.sub(r"_expanded.*", "", case.name)) or case.model
+        reason = _why_not(case) if base is not None else "no model"
+        if reason or base is None:
+            excluded.append(Excluded(case.name, reason or "no model"))
         else:
             cases.append(_prepare(case, base, bake))
     return cases, excluded

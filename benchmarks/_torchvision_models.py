@@ -118,7 +118,7 @@ def _import_models(site: str | None) -> Any:
         )
     registrations = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
     wanted = set(re.findall(r'register_meta\("(\w+)"|torchvision::(\w+)', registrations))
-    declared = torch.library.Library("torchvision", "FRAGMENT")
+    declared: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch is not typed
     for operator in sorted({first or second for first, second in wanted}):
         if not hasattr(torch.ops.torchvision, operator):
             declared.define(f"{operator}(Tensor input) -> Tensor")
@@ -201,7 +201,7 @@ def export(name: str, folder: Path, path: Path, site: str | None) -> dict[str, A
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = model(sample).numpy()
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             (sample,),
             dynamo=True,

@@ -13,8 +13,10 @@ the others. What is in FOLDER already and newer than its source is used again (-
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -74,6 +76,14 @@ class Row:
         return value is not None and value < bound
 
 
+def _in_short(message: str) -> str:
+    """The message on one line; a list of findings as how often each operator breaks each rule."""
+    found = collections.Counter(re.findall(r"- (\w+) '[^']*': ([^;\n]*)", message))
+    if found:
+        return "; ".join(f"{operator} x{count}: {rule}" for (operator, rule), count in found.most_common())
+    return " ".join(message.split())[:600]
+
+
 def transposes(row: Row, kind: str) -> int | None:
     """TRANSPOSE operators of the artifact; None when there is none."""
     operators = row.get(f"convert {kind}", "operators")
@@ -93,7 +103,7 @@ class Course:
         try:
             self.row.facts[label] = run_isolated(function, *arguments, limits=LIMITS)
         except EdgeshipError as error:
-            self.row.failures[label] = " ".join(str(error).split())[:600]
+            self.row.failures[label] = _in_short(str(error))
         return label in self.row.facts
 
     def made(self, label: str, source: Path | None, path: Path, function: Callable[..., Any], *arguments: Any) -> bool:

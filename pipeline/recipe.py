@@ -9,189 +9,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PlainSerializer,
-    PlainValidator,
-    PositiveInt,
-    PrivateAttr,
-    WithJsonSchema,
-)
+from pydantic import Field, PrivateAttr
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.recipe_sections import (
+    GATES,
+    Benchmark,
+    Data,
+    DataField,
+    Golden,
+    Input,
+    Model,
+    Parity,
+    Quantize,
+    Section,
+    TargetOptions,
+)
 
 if TYPE_CHECKING:
     from edgeship.calibration.data import Preprocessing, Samples
     from edgeship.calibration.types import WeightScheme
 
-DataField = Literal["calibration", "evaluation", "labels"]
-GATES: Mapping[str, str] = {
-    "accuracy.max_drop": "largest drop of top-1 against fp32, in percentage points",
-    "accuracy.min_top1": "smallest top-1 of the artifact, in percent",
-    "parity.max_steps": "largest difference from the quantized reference at any output, in quantization steps",
-    "parity.mean_steps": "largest mean difference from the quantized reference, in quantization steps",
-    "parity.min_agreement": "smallest share of equal arg-max against the quantized reference, 0..1",
-    "latency.min_speedup": "smallest ratio of the fp32 median to the int8 median, same runtime",
-    "latency.max_median_ms": "largest int8 median, in milliseconds",
-    "size.max_bytes": "largest artifact, in bytes",
-    "parity.max_saturated_layers": "largest number of layers that clip on x86 without VNNI (0 with any parity gate)",
-    "int8_share.min": "smallest share of multiply-accumulates that integer kernels execute, 0..1",
-}
-"""Every gate a recipe may set, and what its limit means."""
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-
-def _shape(value: object) -> tuple[int | str, ...]:
-    accepted = 'a list of positive integers, batch first; the batch may be "dynamic", such as [1, 3, 224, 224]'
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(accepted)
-    batch, *rest = value
-    if not (batch == "dynamic" or _is_positive(batch)) or not all(_is_positive(size) for size in rest):
-        raise ValueError(accepted)
-    return tuple(value)
-
-
-def _size(value: object) -> int | tuple[int, int]:
-    if _is_positive(value):
-        return value  # type: ignore[return-value]  # checked by _is_positive
-    if isinstance(value, list | tuple) and len(value) == 2 and all(_is_positive(side) for side in value):
-        return (value[0], value[1])
-    raise ValueError("a positive integer, or [height, width]")
-
-
-def _per_channel(value: object) -> tuple[float, ...]:
-    items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
-        raise ValueError("a number, or one number per channel, in pixel units (0..255)")
-    return tuple(float(item) for item in items)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-_POSITIVE = {"type": "integer", "exclusiveMinimum": 0}
-Shape = Annotated[
-    tuple[int | str, ...],
-    PlainValidator(_shape),
-    PlainSerializer(_plain),
-    WithJsonSchema({"type": "array", "items": {"anyOf": [_POSITIVE, {"const": "dynamic"}]}}),
-]
-Size = Annotated[
-    int | tuple[int, int],
-    PlainValidator(_size),
-    PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [_POSITIVE, {"type": "array", "items": _POSITIVE, "minItems": 2, "maxItems": 2}]}),
-]
-PerChannel = Annotated[
-    tuple[float, ...],
-    PlainValidator(_per_channel),
-    PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}),
-]
-
-
-class Model(_Section):
-    """Where the trained model comes from."""
-
-    source: str = Field(description="PATH.py:factory, package.module:factory, or a model.onnx or model.pt2 file")
-    weights: str | None = Field(
-        default=None, description="a state dict (.pt) or .safetensors file for the factory's model"
-    )
-    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
-
-
-class Input(_Section):
-    """The model's input tensor and how an image becomes one."""
-
-    name: str | None = Field(default=None, description="the input's name; the exporter's when not given")
-    shape: Shape | None = Field(
-        default=None, description='batch first, NCHW; the batch may be "dynamic"; an ONNX file\'s own'
-    )
-    mean: PerChannel = Field(default=(0.0,), description="subtracted from each pixel (0..255), per channel")
-    std: PerChannel = Field(default=(1.0,), description="divides each pixel after the mean is subtracted, per channel")
-    resize: Size | None = Field(default=None, description="the shorter side, or [height, width]")
-    crop: Size | None = Field(default=None, description="centre crop after resizing")
-    color: Literal["rgb", "bgr", "gray"] = Field(
-        default="rgb", description="the channel order the model was trained with"
-    )
-    dtype: Literal["float32"] = Field(default="float32", description="the type of the float model's input")
-
-
-class Data(_Section):
-    """Real samples: to choose ranges with, and to judge the artifact with."""
-
-    root: str = Field(default=".", description="the folder that file names in the lists are relative to")
-    calibration: str | None = Field(default=None, description="a CSV (file[,label]), a folder of images, or an .npz")
-    evaluation: str | None = Field(default=None, description="the same kinds; other samples than the calibration's")
-    evaluation_samples: PositiveInt | None = Field(
-        default=None, description="judge with this many, drawn with `seed`; all"
-    )
-    labels: str | None = Field(
-        default=None, description="a CSV (file,label) for an evaluation folder or list without labels"
-    )
-    seed: NonNegativeInt = Field(default=0, description="draws samples where fewer than all are used")
-
-
-class Quantize(_Section):
-    """How the integers are chosen."""
-
-    mode: Literal["static", "none"] = Field(
-        default="static", description="static: int8 weights and activations; none: the model stays float"
-    )
-    algorithm: str = Field(
-        default="minmax", description="the range algorithm: a file of edgeship.calibration.algorithms"
-    )
-    samples: PositiveInt = Field(default=100, description="calibration samples, drawn with `data.seed`")
-    weights: Literal["auto", "shared", "full"] = Field(
-        default="auto",
-        description="auto: pair-limited where a target's CPUs would clip, full elsewhere; shared: pair-limited "
-        "everywhere, so that all targets hold the same integers; full: nowhere (x86 without VNNI may clip)",
-    )
-    per_tensor: bool = Field(default=False, description="one weight scale per tensor instead of one per channel")
-
-
-class TargetOptions(_Section):
-    """What one target's artifact looks like; the target's own habit where nothing is said."""
-
-    weights: Literal["full", "pair_limited"] | None = Field(default=None, description="overrides quantize.weights here")
-    io_layout: Literal["nchw", "nhwc"] | None = Field(default=None, description="the artifact's image layout")
-    io_dtype: Literal["float32", "int8", "uint8"] = Field(
-        default="float32", description="the artifact's input and output type"
-    )
-
-
-class Benchmark(_Section):
-    """How latency is measured on this machine."""
-
-    threads: PositiveInt = Field(default=1, description="threads of each runtime")
-    runs: PositiveInt = Field(default=200, description="timed inferences of each artifact")
-    warmup: NonNegativeInt = Field(default=20, description="inferences before the timed ones")
-
-
-class Parity(_Section):
-    """How the artifacts are compared with the quantized reference."""
-
-    samples: PositiveInt = Field(default=100, description="evaluation samples to compare on, drawn with `data.seed`")
-
-
-class Golden(_Section):
-    """The inputs and outputs recorded at export, against which every later model is checked."""
-
-    samples: PositiveInt = Field(default=4, description="how many are recorded")
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """One deployment: a model, its data, how to quantize it, for which targets, and what is good enough."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, . _ -")]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.recipe import GATES, Recipe
+from edgeship.pipeline.recipe import Recipe
+from edgeship.pipeline.recipe_sections import GATES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

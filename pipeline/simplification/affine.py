@@ -102,7 +102,7 @@ class FoldAfter(Rule):
             return op.BatchNormalization(inner, _allow_other_inputs=True, _outputs=["outer"])
         return getattr(op, self._operator)(inner, other, _outputs=["outer"])
 
-    def check(self, context: object, inner: ir.Value, outer: ir.Value, *_: Any, **__: Any) -> MatchResult:
+    def check(self, context: object, inner: ir.Value, outer: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         layer = linear(producer(inner))
         if isinstance(layer, MatchResult):
@@ -139,7 +139,7 @@ class FoldBefore(Rule):
             inner = getattr(op, self._operator)(x, other, _outputs=["inner"])
         return getattr(op, self._layer)(inner, _allow_other_inputs=True, _outputs=["outer"])
 
-    def check(self, context: object, x: ir.Value, inner: ir.Value, outer: ir.Value, *_: Any, **__: Any) -> MatchResult:
+    def check(self, context: object, x: ir.Value, inner: ir.Value, outer: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         layer = linear(producer(outer))
         if isinstance(layer, MatchResult):

@@ -24,7 +24,7 @@ class DivideToMultiply(Rule):
         """What is looked for."""
         return op.Div(x, divisor, _outputs=["outer"])
 
-    def check(self, context: object, divisor: ir.Value, *_: Any, **__: Any) -> MatchResult:
+    def check(self, context: object, divisor: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         values = constant(divisor)
         if values is None or values.dtype not in (np.float32, np.float64):

@@ -73,7 +73,7 @@ class PlainGemm(Rule):
             return refuse(f"{outer.name}: the third operand has the shape {bias.shape}")
         else:
             plain_bias = beta == 1.0 and bias.shape == (channels,)
-        if plain_bias and attributes.get_int("transB", 0) and attributes.get_float("alpha", 1.0) == 1.0:
+        if plain_bias and attributes.get_int("transB", 0) == 1 and attributes.get_float("alpha", 1.0) == 1.0:
             return refuse(f"{outer.name}: is plain already")
         return MatchResult()
 

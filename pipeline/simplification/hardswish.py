@@ -25,9 +25,7 @@ def _is(value: float | None, wanted: float) -> bool:
 
 
 class _FromClip(Rule):
-    def check(
-        self, context: object, limits: ir.Value, three: ir.Value, sixth: ir.Value, *_: Any, **__: Any
-    ) -> MatchResult:
+    def check(self, context: object, limits: ir.Value, three: ir.Value, sixth: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         if not _is(scalar(three), 3.0) or not _is(scalar(sixth), 1.0 / 6.0):
             return refuse(f"{limits.name}: the constants are not 3 and 1/6")
@@ -74,7 +72,7 @@ class FromHardSigmoid(Rule):
         """What is looked for."""
         return op.Mul(x, op.HardSigmoid(x, _outputs=["gate"]))
 
-    def check(self, context: object, gate: ir.Value, *_: Any, **__: Any) -> MatchResult:
+    def check(self, context: object, gate: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         attributes = producer(gate).attributes
         alpha, beta = attributes.get_float("alpha", 0.2), attributes.get_float("beta", 0.5)

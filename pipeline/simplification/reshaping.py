@@ -72,7 +72,7 @@ class JoinReshapes(Rule):
         """What is looked for."""
         return op.Reshape(op.Reshape(x, first), shape, _outputs=["outer"])
 
-    def check(self, context: object, shape: ir.Value, *_: Any, **__: Any) -> MatchResult:
+    def check(self, context: object, shape: ir.Value, **_: Any) -> MatchResult:
         """Why this place is left alone."""
         values = constant(shape)
         if values is None or (values == 0).any():

@@ -28,7 +28,7 @@ class SoftmaxOutOfReshapes(Rule):
         return op.Reshape(inner, after, _outputs=["outer"])
 
     def check(
-        self, context: object, x: ir.Value, flat: ir.Value, inner: ir.Value, outer: ir.Value, *_: Any, **__: Any
+        self, context: object, x: ir.Value, flat: ir.Value, inner: ir.Value, outer: ir.Value, **_: Any
     ) -> MatchResult:
         """Why this place is left alone."""
         sizes, grouped, restored = dimensions(x), dimensions(flat), dimensions(outer)

@@ -224,6 +224,20 @@ def _pack(model: Any, constants: int) -> bytes:
 
     if constants > LARGEST_FILE:
         raise StageError(f"the constants take {constants} bytes; a TFLite file holds at most {LARGEST_FILE}")
-    builder = flatbuffers.Builder(constants + (1 << 16))
+
+    class SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # has no types
+        """Writes equal vectors once: the zero points of weights and biases are all zeros, shapes repeat."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.written: dict[tuple[str, bytes], Any] = {}
+
+        def CreateNumpyVector(self, x: Array) -> Any:  # noqa: N802 - flatbuffers' name
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.written:
+                self.written[key] = super().CreateNumpyVector(x)
+            return self.written[key]
+
+    builder = SharingBuilder(constants + (1 << 16))
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     return bytes(builder.Output())

@@ -1,7 +1,10 @@
 """The lowest version of each TFLite operator that has what a use of it needs, and the oldest runtime that reads it.
 
-Rules as in tensorflow/lite/tools/versioning/op_version.cc and runtime_version.cc (TensorFlow 2.21), for the operators
-and element types this converter writes; FULLY_CONNECTED per channel as the kernels demand it (12).
+Rules as in tensorflow/lite/tools/versioning/op_version.cc and runtime_version.cc, for the operators and element types
+this converter writes, with one exception: FULLY_CONNECTED with per-channel int8 weights gets 12, where op_version.cc
+says 4. LiteRT 2.3 and TensorFlow 2.21 compute it right under either number; 12 is the first version whose rules
+mention per-channel weights, so that a runtime from before them refuses the file instead of reading it another way
+(not tried on one). Versions that runtime_version.cc does not list, 12 among them, do not raise the minimum runtime.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ _FIRST_RELEASE = """ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D 
 RESHAPE SOFTMAX SPLIT FULLY_CONNECTED RELU PAD CAST"""
 _RUNTIMES: Mapping[tuple[str, int], str] = {
     **{(name, 1): "1.5.0" for name in _FIRST_RELEASE.split()},
+    ("ADD", 4): "2.6.0",
     ("BATCH_MATMUL", 1): "2.3.0",
     ("BATCH_MATMUL", 2): "2.3.0",
     ("BROADCAST_TO", 2): "2.5.0",
@@ -34,21 +38,27 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("DEPTH_TO_SPACE", 2): "2.5.0",
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",
-    ("FULLY_CONNECTED", 12): "2.17.0",
     ("MAXIMUM", 3): "2.3.0",
     ("MINIMUM", 3): "2.3.0",
     ("MUL", 3): "1.15.0",
+    ("MUL", 5): "2.6.0",
+    ("SUB", 4): "2.4.0",
+    ("TILE", 3): "2.8.0",
+    ("CAST", 2): "2.7.0",
+    ("CAST", 3): "2.8.0",
+    ("CAST", 4): "2.9.0",
+    ("GATHER", 3): "1.15.0",
+    ("TRANSPOSE", 3): "1.15.0",
+    ("STRIDED_SLICE", 3): "2.1.0",
     ("PAD", 4): "2.6.0",
     ("PADV2", 4): "2.6.0",
     ("TRANSPOSE", 4): "2.3.0",
-    ("TRANSPOSE", 6): "2.13.0",
     ("RESIZE_BILINEAR", 3): "2.2.0",
     ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
     ("SPLIT_V", 2): "2.3.0",
     ("STRIDED_SLICE", 4): "2.2.0",
     ("TRANSPOSE_CONV", 2): "2.2.0",
     ("TRANSPOSE_CONV", 3): "2.3.0",
-    ("TRANSPOSE_CONV", 4): "2.14.0",
     ("SLICE", 5): "2.5.0",
     ("RELU", 2): "2.1.0",
     ("ABS", 2): "2.4.0",
@@ -56,8 +66,6 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("GELU", 2): "2.9.0",
     ("HARD_SWISH", 1): "1.15.0",
     ("RELU_0_TO_1", 1): "2.10.0",
-    ("EXP", 2): "2.9.0",
-    ("LOG", 2): "2.9.0",
     ("MIRROR_PAD", 2): "2.3.0",
     ("SQUARED_DIFFERENCE", 2): "2.5.0",
     ("REDUCE_PROD", 2): "2.6.0",

@@ -95,3 +95,9 @@ def test_every_pin_satisfies_its_range() -> None:
 def test_every_dependency_is_explained(name: str) -> None:
     explained = (ROOT / "docs" / "dependencies.md").read_text().lower()
     assert f"`{name}`" in explained, "docs/dependencies.md says what each dependency is for and what was rejected"
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    named = set(re.findall(r"\b([a-z_0-9]+\.py)\b", (ROOT / "docs" / "architecture.md").read_text()))
+    there = {path.name for name in (*PACKAGES, "benchmarks") for path in (ROOT / name).rglob("*.py")}
+    assert named <= there

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edgeship.pipeline.gates import Gate, judge_gates
-from edgeship.pipeline.recipe import GATES, Recipe, load_recipe
+from edgeship.pipeline.recipe import Recipe, load_recipe
+from edgeship.pipeline.recipe_sections import GATES
 
 MEASURED: dict[str, Any] = {
     "convert": {"bytes": 1000},

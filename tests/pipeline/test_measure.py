@@ -6,7 +6,10 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,7 +108,7 @@ def test_a_worker_answers_each_request_with_as_many_times(session: FakeSession) 
     code, answers = conversation(request(npz(x=np.ones((1, 3), np.float32)), 2, 3))
     assert code == 0
     assert answers[0] == {"ready": True}
-    assert [len(answer["nanoseconds"]) for answer in answers[1:]] == [2, 3]  # type: ignore[arg-type]
+    assert [len(answer["nanoseconds"]) for answer in answers[1:]] == [2, 3]  # type: ignore[arg-type]  # JSON values
     assert len(session.feeds) == 1 + 2 + 3
     assert np.array_equal(session.feeds[0]["x"], np.ones((1, 3)))
 
@@ -170,3 +173,28 @@ def test_a_worker_that_takes_too_long_is_a_stage_error(worker: Worker, monkeypat
     monkeypatch.setattr("edgeship.pipeline.measure.TURN_SECONDS", 0.05)
     with pytest.raises(StageError, match="gave no answer within"):
         worker.run(10_000_000)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
+def test_a_stopped_worker_does_not_outlive_a_killed_parent(artifact: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from edgeship.pipeline.measure import Subject, Worker\n"
+        "with Worker(Subject('onnxruntime', Path(sys.argv[1])), None, 1) as worker:\n"
+        "    print(worker._process.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(artifact)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    state = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    wait_until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "T")
+    parent.kill()
+    parent.communicate()
+    wait_until(lambda: not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.recipe import GATES, json_schema, load_recipe
+from edgeship.pipeline.recipe import json_schema, load_recipe
+from edgeship.pipeline.recipe_sections import GATES
 
 MINIMAL = """
 name = "tiny"

@@ -86,6 +86,14 @@ def convert_gelu(emit: Emit) -> None:
     )
 
 
+def hard_swish_scales(node: Node) -> str | None:
+    """A HardSwish's input scale is less than 128 output scales: its kernel shifts right only."""
+    x, y = node.x.quant, node.y.quant
+    if x is None or y is None or float(x.scale) < 128 * float(y.scale):
+        return None
+    return f"its scales are {float(x.scale):.3g} and {float(y.scale):.3g}; accepted: a ratio under 128"
+
+
 def unit_alpha(node: Node) -> str | None:
     """alpha is 1."""
     alpha = node.attribute("alpha", 1.0)
@@ -147,7 +155,7 @@ OPS = (
     ),
     Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT), REAL),
     Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT), REAL),
-    Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(), REAL),
+    Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,)), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
     Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(), REAL),
     Op("PRelu", binary("PRELU", fuses=False), POINTWISE, None, (*REAL, narrow_broadcast)),

@@ -58,7 +58,9 @@ def moderate_rescaling(node: Node) -> str | None:
     if x is None or weights is None or y is None:
         return None
     factor = float((np.float64(x.scale) * weights.scale.astype(np.float64) / np.float64(y.scale)).max())
-    return None if factor < 256 else f"one step of its int32 sum is {factor:.3g} steps of its output; accepted: under 256"
+    return (
+        None if factor < 256 else f"one step of its int32 sum is {factor:.3g} steps of its output; accepted: under 256"
+    )
 
 
 def windows_in_the_plane(node: Node) -> str | None:
@@ -72,7 +74,9 @@ def one_group(node: Node) -> str | None:
     return None if group == 1 else f"it has {group} groups; accepted: 1"
 
 
-INT8 = Int8(real_inputs=frozenset({2}), limits=(constant_weights, output_channel_weights, constant_bias, moderate_rescaling))
+INT8 = Int8(
+    real_inputs=frozenset({2}), limits=(constant_weights, output_channel_weights, constant_bias, moderate_rescaling)
+)
 
 
 def bias(emit: Emit, index: int, channels: int, weights: Operand) -> Operand:

@@ -51,6 +51,17 @@ def one_type(node: Node) -> str | None:
     return f"its operands are {' and '.join(sorted(types))}; accepted: one type" if len(types) > 1 else None
 
 
+def moderate_scales(node: Node) -> str | None:
+    """One step of an operand (for Mul: of the product) is less than 256 steps of the output."""
+    y, scales = node.y.quant, [float(t.quant.scale) for t in node.tensors() if t.quant]
+    if y is None or len(scales) < 2:
+        return None
+    factor = (float(np.prod(scales)) if node.op_type == "Mul" else max(scales)) / float(y.scale)
+    return (
+        None if factor < 256 else f"one step of its operands is {factor:.3g} steps of its output; accepted: under 256"
+    )
+
+
 def binary(name: str, *, fuses: bool = True) -> Callable[[Emit], None]:
     """A `convert` that writes TFLite operator `name` on two operands."""
 
@@ -100,7 +111,10 @@ _PLAIN: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 _COMMON = (of_types(*ARITHMETIC), narrow_broadcast)
 
 OPS = (
-    *(Op(onnx, binary(name), POINTWISE, Int8(), _COMMON, fuses=True) for onnx, name in _PLAIN.items()),
+    *(
+        Op(onnx, binary(name), POINTWISE, Int8(limits=(moderate_scales,)), _COMMON, fuses=True)
+        for onnx, name in _PLAIN.items()
+    ),
     Op("Div", binary("DIV"), POINTWISE, None, (of_types("float32", "int32"), narrow_broadcast), fuses=True),
     Op("Pow", binary("POW", fuses=False), POINTWISE, None, (of_types("float32", "int32"), one_type, narrow_broadcast)),
     Op("Max", chain("MAXIMUM"), POINTWISE, Int8(shares_scale=True), _COMMON),

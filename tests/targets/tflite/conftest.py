@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.flatfile import load, operator_names
-from edgeship.targets.tflite.session import TFLiteSession
+from edgeship.targets.tflite.session import Kernels, TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Convert = Callable[..., Path]
@@ -90,7 +90,7 @@ def reference() -> Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Ar
     return run
 
 
-JUDGES = {
+JUDGES: dict[str, tuple[str, Kernels]] = {
     "xnnpack": ("ai-edge-litert", "default"),
     "builtin": ("ai-edge-litert", "builtin"),
     "reference": ("ai-edge-litert", "reference"),
@@ -104,7 +104,7 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Path], TFLiteSession]:
     engine, kernels = JUDGES[request.param]
     if engine == "tensorflow" and importlib.util.find_spec("tensorflow") is None:
         pytest.skip("the independent judge needs the extra: pip install 'edgeship[tensorflow]'")
-    return lambda path: TFLiteSession(path, kernels=kernels, engine=engine)  # type: ignore[arg-type]
+    return lambda path: TFLiteSession(path, kernels=kernels, engine=engine)
 
 
 def quantized(

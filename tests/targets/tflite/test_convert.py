@@ -82,7 +82,7 @@ def test_tiny_models_agree_with_onnx_runtime_and_have_no_transpose(
         (helper.make_node("Clip", ["a", "low"], ["y"]), {"low": 0}, 1),
     ],
 )
-def test_activation_is_fused_into_its_producer(  # noqa: PLR0917
+def test_activation_is_fused_into_its_producer(  # noqa: PLR0917 - a case and its fixtures
     activation: onnx.NodeProto,
     constants: dict[str, float],
     fused: int,
@@ -118,7 +118,7 @@ def test_activation_whose_input_is_read_elsewhere_is_not_fused(
         ({"pads": [0, 1, 2, 0]}, {"CONV_2D": 1, "PAD": 1}),
     ],
 )
-def test_explicit_pad_only_where_same_and_valid_do_not_say_it(  # noqa: PLR0917
+def test_explicit_pad_only_where_same_and_valid_do_not_say_it(  # noqa: PLR0917 - a case and its fixtures
     attributes: dict[str, Any],
     expected: dict[str, int],
     model_of: Model,
@@ -194,7 +194,7 @@ def test_metadata_says_layout_dtype_and_minimum_runtime(quantized_conv: onnx.Mod
 
 @pytest.mark.parametrize(("dtype", "operator_count"), [("float32", 3), ("int8", 1), ("uint8", 3)])
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-def test_io_options_change_the_border_and_not_the_numbers(  # noqa: PLR0917
+def test_io_options_change_the_border_and_not_the_numbers(  # noqa: PLR0917 - a case and its fixtures
     dtype: str,
     operator_count: int,
     layout: str,

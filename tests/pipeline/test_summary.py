@@ -1,0 +1,117 @@
+"""The summary says what the report holds, in words a person uses, and warns before something bad ships."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from edgeship.pipeline.summary import milliseconds, percent, print_summary, size
+
+REPORT: dict[str, Any] = {
+    "recipe": "digits",
+    "model": {"name": "digits", "parameters": 61706, "macs": 416520},
+    "stages": [
+        {
+            "name": "convert",
+            "seconds": 1.25,
+            "cached": False,
+            "outputs": [
+                {"path": "5-convert/convert.json", "bytes": 10},
+                {"path": "5-convert/tflite/fp32.tflite", "bytes": 100},
+                {"path": "5-convert/tflite/model.tflite", "bytes": 2048},
+            ],
+        },
+        {"name": "parity", "seconds": 9.0, "cached": True, "outputs": []},
+    ],
+    "reference": {"accuracy": {"top1": 98.0, "n": 100}},
+    "targets": {
+        "tflite": {
+            "artifact": "9-release/model.tflite",
+            "bytes": 2048,
+            "fp32_bytes": 8192,
+            "int8_share": 1.0,
+            "float_layers": [],
+            "parity": {"max_steps": 1.0, "mean_steps": 0.01, "agreement": 0.9, "decisions": 1000, "saturation": None},
+            "accuracy": {
+                "top1": 97.0,
+                "n": 100,
+                "drop": 1.0,
+                "drop_interval": [-1.0, 3.0],
+                "fp32_agreement": 0.99,
+            },
+            "latency": {
+                "fp32_median_ms": 2.0,
+                "median_ms": 1.0,
+                "p90_ms": 1.2,
+                "speedup": 2.0,
+                "noisy": False,
+                "threads": 1,
+                "runs": 200,
+            },
+            "gates": [
+                {"name": "accuracy.max_drop", "limit": 0.5, "measured": 1.0, "met": False},
+                {"name": "accuracy.min_top1", "limit": 90, "measured": None, "met": False},
+                {"name": "parity.max_steps", "limit": 2, "measured": 1.0, "met": True},
+            ],
+        }
+    },
+}
+
+
+def printed(report: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_summary(report, Path("build/digits"), Console(file=stream, width=110))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("61,706 parameters", "1.2 s", "tflite/model.tflite 2.0 KiB", "up to date", "(4.0x smaller)"),
+        *("top-1 98.00 % -> 97.00 %", "drop +1.00 points, 95 %: -1.00 .. +3.00", "decides as fp32: 99.00 %"),
+        *("max 1 steps, mean 0.01", "same decision: 90.00 % of 1,000", "2 ms -> 1 ms", "2.00x", "1 thread, 200 runs"),
+        *(
+            "100 % of MACs, as executed",
+            "NOT MET accuracy.max_drop: 1 (limit 0.5)",
+            "met parity.max_steps: 1 (limit 2)",
+        ),
+        *("accuracy.min_top1: not measurable", "build/digits/9-release/model.tflite"),
+    ],
+)
+def test_everything_one_wants_to_know_is_said(text: str) -> None:
+    assert text in printed(REPORT)
+
+
+def test_what_is_only_compared_with_is_left_out() -> None:
+    assert "fp32.tflite" not in printed(REPORT)
+    assert "convert.json" not in printed(REPORT)
+
+
+def test_a_run_that_stopped_early_has_a_summary_too() -> None:
+    report = {**REPORT, "targets": {}, "reference": {}}
+    assert "convert" in printed(report)
+
+
+def test_layers_that_can_clip_and_float_layers_and_noise_are_warned_of() -> None:
+    report = copy.deepcopy(REPORT)
+    facts = report["targets"]["tflite"]
+    layers = [{"layer": f"conv{n}", "channels": n, "pairs": 2, "clipped": 1, "sums": 9} for n in range(1, 6)]
+    facts["parity"]["saturation"] = {"layers": layers, "layers_clipping": 4, "samples": 8}
+    facts["float_layers"] = ["softmax"]
+    facts["latency"]["noisy"] = True
+    text = printed(report)
+    assert "5 layers can clip on x86 without VNNI: conv1 (1 channels), conv2 (2 channels)" in text
+    assert "and 2 more; 4 do on the samples" in text
+    assert "executed in float: softmax" in text
+    assert "measure again on a quiet machine" in text
+
+
+def test_numbers_are_said_as_people_say_them() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 3 << 20, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "3.0 MiB", "5.00 GiB"]
+    assert [milliseconds(n) for n in (0.01234, 0.1234, 12.34)] == ["12.3 us", "0.123 ms", "12.3 ms"]
+    assert [percent(n) for n in (1.0, 0.99999, 0.5)] == ["100.00 %", "> 99.99 %", "50.00 %"]
