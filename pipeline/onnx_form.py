@@ -6,15 +6,28 @@ machines.
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgeship.calibration.errors import InputError
 
+_PASSES_LOG = logging.getLogger("onnx_ir")
 BATCH = "batch"
 """What a dynamic batch is called in shapes."""
 IR_VERSION = 10
 """Read by every runtime of the last years; opset 23 is the newest operator set that goes with it."""
+
+
+def run_passes(model: ir.Model, *steps: ir.passes.InPlacePass) -> None:
+    """Applies onnx_ir's passes to `model` in place, without their remarks on standard error: results are checked."""
+    before = _PASSES_LOG.level
+    _PASSES_LOG.setLevel(logging.ERROR)
+    try:
+        ir.passes.Sequential(*steps)(model)
+    finally:
+        _PASSES_LOG.setLevel(before)
 
 
 def parse(content: bytes) -> ir.Model:
@@ -45,11 +58,12 @@ def plain_form(model: ir.Model) -> ir.Model:
                 _strip(value)
             if not node.name:
                 node.name = f"{node.op_type}_{node.outputs[0].name}" if node.outputs else node.op_type
-    ir.passes.Sequential(
+    run_passes(
+        model,
         passes.TopologicalSortPass(),
         passes.NameFixPass(),
         passes.ShapeInferencePass(strict_mode=False, data_prop=True),
-    )(model)
+    )
     return model
 
 

@@ -17,7 +17,7 @@ from edgeship.calibration.onnx_file import load_onnx, to_bytes
 from edgeship.calibration.types import Array
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import run_isolated
-from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form
+from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form, run_passes
 
 OLDEST_OPSET, SMALLEST_OPSET, TARGET_OPSET = 7, 17, 18
 
@@ -31,7 +31,7 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise InputError(f"{path} has opset {opset}; accepted: {OLDEST_OPSET} or later; export it again")
-    ir.passes.Sequential(passes.InlinePass(), passes.RemoveInitializersFromInputsPass())(model)
+    run_passes(model, passes.InlinePass(), passes.RemoveInitializersFromInputsPass())
     _check_training(model, path)
     name = _main_input(model, path, input_name)
     for value in model.graph.inputs:
@@ -149,4 +149,4 @@ def _forget_shapes(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
-    passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model)
+    run_passes(model, passes.ShapeInferencePass(strict_mode=False, data_prop=True))

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 TEMPLATE = """\
-# What edgeship makes of this model, and what is good enough. Every key: docs/recipe.md
+# What edgeship makes of this model, and what is good enough. Every key: docs/cli.md
 name = {name}
 
 [model]

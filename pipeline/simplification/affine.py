@@ -214,6 +214,35 @@ class NormalizationToDepthwise(Rule):
         return op.Conv(x, weight, bias, group=channels, kernel_shape=[1, 1], _name=node.name)
 
 
+class NormalizationToArithmetic(Rule):
+    """`BatchNormalization(x)` of another rank that no layer could take becomes `x * s + t`."""
+
+    def __init__(self) -> None:
+        super().__init__("BatchNormalization alone made a Mul and an Add")
+
+    def pattern(self, op: Builder, x: ir.Value) -> Any:
+        """What is looked for."""
+        return op.BatchNormalization(x, _allow_other_inputs=True, _outputs=["outer"])
+
+    def check(self, context: object, x: ir.Value, outer: ir.Value) -> MatchResult:
+        """Why this place is left alone."""
+        change = _normalization(producer(outer))
+        if isinstance(change, str):
+            return refuse(change)
+        return MatchResult() if rank(x) not in (None, 4) else refuse(f"{x.name}: the rank is {rank(x)}")
+
+    def rewrite(self, op: Builder, x: ir.Value, outer: ir.Value) -> Any:
+        """The product and the sum."""
+        node = producer(outer)
+        change, scale = _normalization(node), constant(node.inputs[1])
+        if isinstance(change, str) or scale is None:
+            raise ValueError(f"{node.name} was not checked")
+        shape = (-1, *([1] * ((rank(x) or 2) - 2)))
+        factor = new_constant(op, node, f"{outer.name}_factor", change.factor.reshape(shape).astype(scale.dtype))
+        shift = new_constant(op, node, f"{outer.name}_shift", change.shift.reshape(shape).astype(scale.dtype))
+        return op.Add(op.Mul(x, factor, _name=node.name), shift)
+
+
 def _checked(layer: Linear | MatchResult) -> Linear:
     if isinstance(layer, MatchResult):
         raise TypeError(layer.reason)
@@ -229,3 +258,8 @@ def fold_rules() -> list[RewriteRule]:
                 rule = kind.make(layer, operator)
                 rules += rule.commute() if operator in ("Mul", "Add") else [rule]
     return rules
+
+
+def alone_rules() -> list[RewriteRule]:
+    """What becomes of a normalization that no layer takes."""
+    return [NormalizationToDepthwise.make(), NormalizationToArithmetic.make()]

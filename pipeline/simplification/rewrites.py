@@ -12,7 +12,8 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import RewriteRule, RewriteRuleSet
 
 from edgeship.calibration.errors import StageError
-from edgeship.pipeline.simplification.affine import NormalizationToDepthwise, fold_rules
+from edgeship.pipeline.onnx_form import run_passes
+from edgeship.pipeline.simplification.affine import alone_rules, fold_rules
 from edgeship.pipeline.simplification.arithmetic import arithmetic_rules
 from edgeship.pipeline.simplification.clip import clip_rules
 from edgeship.pipeline.simplification.gemm import gemm_rules
@@ -33,7 +34,7 @@ _RANDOM = frozenset(
 
 @cache
 def _phases() -> tuple[Sequence[RewriteRule], ...]:
-    """Folding first; only a BatchNormalization that no layer takes is then made a convolution."""
+    """Folding first; only a BatchNormalization that no layer takes is then made something else."""
     general = [
         *clip_rules(),
         *arithmetic_rules(),
@@ -45,7 +46,7 @@ def _phases() -> tuple[Sequence[RewriteRule], ...]:
         *reshaping_rules(),
         *softmax_rules(),
     ]
-    return general, [NormalizationToDepthwise.make()]
+    return general, alone_rules()
 
 
 def apply_rewrites(model: ir.Model) -> Counter[str]:
@@ -54,6 +55,7 @@ def apply_rewrites(model: ir.Model) -> Counter[str]:
     Raises StageError when the rules do not come to an end.
     """
     applied: Counter[str] = Counter()
+    names = [str(value.name) for value in model.graph.outputs]
     tidy(model)
     for _ in range(_ROUNDS):
         count = 0
@@ -62,6 +64,7 @@ def apply_rewrites(model: ir.Model) -> Counter[str]:
             if count:
                 break
         if not count:
+            keep_output_names(model, names)
             return applied
         tidy(model)
     last = ", ".join(sorted(applied))
@@ -87,16 +90,30 @@ def _by_name(rules: Sequence[RewriteRule]) -> dict[str, list[RewriteRule]]:
 
 def tidy(model: ir.Model) -> None:
     """Folds constants, removes what nothing uses, and infers shapes, in place."""
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    run_passes(model, lift)
     fold_constants(model, input_size_limit=_FOLDED_ELEMENTS, output_size_limit=_FOLDED_ELEMENTS)
-    passes.DeduplicateInitializersPass()(model)
+    run_passes(model, lift, passes.DeduplicateInitializersPass())
     if not any(node.op_type in _RANDOM for node in model.graph.all_nodes()):
-        passes.CommonSubexpressionEliminationPass()(model)
-    ir.passes.Sequential(
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        run_passes(model, passes.CommonSubexpressionEliminationPass())
+    run_passes(
+        model,
         passes.IdentityEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir's own
         passes.RemoveUnusedOpsetsPass(),
         passes.ShapeInferencePass(strict_mode=False, data_prop=True),
-    )(model)
+    )
+
+
+def keep_output_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Gives the graph's outputs their `names` again: where two became one value, one is an Identity of the other."""
+    outputs = model.graph.outputs
+    for place, name in enumerate(names):
+        value = outputs[place]
+        if value.name == name:
+            continue
+        copy = ir.Node("", "Identity", [value])
+        copy.outputs[0].name, copy.outputs[0].shape, copy.outputs[0].type = name, value.shape, value.type
+        model.graph.append(copy)
+        outputs[place] = copy.outputs[0]

@@ -20,7 +20,7 @@ from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.types import Array
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import Limits, run_isolated
-from edgeship.pipeline.onnx_form import parse, plain_form
+from edgeship.pipeline.onnx_form import parse, plain_form, run_passes
 from edgeship.pipeline.onnx_source import SMALLEST_OPSET, upgrade
 
 _RANDOM_INPUTS = 2
@@ -118,7 +118,7 @@ def _after_onnxsim(
 
 def _prepared(model: ir.Model) -> ir.Model:
     """The model with its weights apart from its inputs, without functions, at opset 17 or later."""
-    ir.passes.Sequential(passes.InlinePass(), passes.RemoveInitializersFromInputsPass())(model)
+    run_passes(model, passes.InlinePass(), passes.RemoveInitializersFromInputsPass())
     if model.opset_imports.get("", 0) >= SMALLEST_OPSET:
         return model
     upgraded, _ = upgrade(model)

@@ -174,8 +174,9 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
 def _files(recipe: Recipe) -> Sequence[Path]:
     """The model's file, its weights, and the Python files beside a `.py` source, which it may import."""
     path, weights = recipe.source_path, recipe.weights_path
-    if path is None:
-        spec = importlib.util.find_spec(recipe.model.source.rpartition(":")[0].split(".")[0])
+    package = recipe.model.source.rpartition(":")[0].split(".")[0]
+    if path is None and package:
+        spec = importlib.util.find_spec(package)
         path = Path(spec.origin) if spec is not None and spec.origin else None
     files = [each for each in (path, weights) if each is not None]
     if path is not None and path.suffix == ".py":

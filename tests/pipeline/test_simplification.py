@@ -125,6 +125,12 @@ def test_a_normalization_that_no_layer_takes_becomes_a_depthwise_convolution() -
     assert convolution.attributes["group"].as_int() == 4
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 5), (1, 4, 5, 3, 2)])
+def test_a_normalization_alone_of_another_rank_becomes_arithmetic(shape: tuple[int, ...]) -> None:
+    nodes = [node("BatchNormalization", "x gamma beta mean var", "n"), node("Neg", "n", "y")]
+    assert simplified(build(nodes, shape, **normalization(4)), shape) == {"Add": 1, "Mul": 1, "Neg": 1}
+
+
 @pytest.mark.parametrize(
     ("operator", "constant"),
     [
@@ -483,6 +489,24 @@ def test_equal_computations_and_constants_are_kept_once() -> None:
     result = simplify_model(build(nodes, a=normal(1, 1, 8, 8), b=normal(1, 1, 8, 8)), onnxsim=False)
     assert result.after == {"Add": 1, "Mul": 1, "Relu": 1}
     assert len(result.model.graph.initializers) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "after"),
+    [
+        ([node("Relu", "x", "y"), node("Identity", "y", "z")], {"Identity": 1, "Relu": 1}),
+        ([node("Relu", "x", "y"), node("Relu", "x", "z")], {"Identity": 1, "Relu": 1}),
+        ([node("Dropout", "x", "y"), node("Neg", "x", "z")], {"Identity": 1, "Neg": 1}),
+        ([node("Relu", "x", "y"), node("Add", "k k", "z")], {"Relu": 1}),
+    ],
+    ids=["copied", "computed twice", "input", "constant"],
+)
+def test_every_output_keeps_its_name(nodes: list[onnx.NodeProto], after: dict[str, int]) -> None:
+    model = build(nodes, outputs=("y", "z"), k=normal(3))
+    result = simplify_model(model, onnxsim=False)
+    check_same(model, result, IMAGE)
+    assert [value.name for value in result.model.graph.outputs] == ["y", "z"]
+    assert result.after == after
 
 
 def test_softmax_is_taken_out_of_the_reshapes_around_it() -> None:
