@@ -78,9 +78,9 @@ def convert(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     first = time.perf_counter() - begin
     before = _memory("VmRSS")
     _reset_peak()
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     _write(path, target.convert(ir.load(source), ConvertOptions()))
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     peak = _memory("VmHWM") - before
     weights = _weight_bytes(source)
     size = path.stat().st_size
@@ -88,6 +88,7 @@ def convert(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     return {
         "first_seconds": first,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_bytes": peak,
         "peak_ratio": peak / source.stat().st_size,
         "bytes": size,

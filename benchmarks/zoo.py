@@ -200,8 +200,12 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
         print(f"{demand:20} {asked[demand] - len(missed):3d} of {asked[demand]:3d}{failing}")
     for kind in ("fp32", "int8") if int8 else ("fp32",):
         seconds = [value for row in rows if (value := row.get(f"convert {kind}", "seconds")) is not None]
+        processor = [value for row in rows if (value := row.get(f"convert {kind}", "cpu_seconds")) is not None]
         if seconds:
-            print(f"conversion {kind}: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s")
+            print(
+                f"conversion {kind}: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s;"
+                f" of processor time {statistics.median(processor):.2f} s and {max(processor):.2f} s"
+            )
     for row in rows:
         for step, why in row.failures.items():
             print(f"{row.model}: {step} failed: {why}")

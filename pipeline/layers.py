@@ -1,42 +1,145 @@
-"""Returns two ONNX models with every tensor that both have as an output, to see where they begin to differ."""
+"""Returns how two models differ layer by layer, and which layer makes its difference by itself.
+
+Rounding differences of one step grow from layer to layer, so the outputs alone do not tell a wrong kernel from honest
+rounding. Against a QDQ model each layer is therefore judged twice: by what has accumulated up to it, and by its *own*
+difference, the reference layer computing from exactly what the artifact's layer saw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.types import Array, TensorInfo
+from edgeship.pipeline.compare import Difference, OutputComparison
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.calibration.types import Session
 
+_MOVERS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""They compute nothing; an artifact may hold their outputs in an order of its own."""
+_FED = "__fed"
 
-def open_layers(a: Path, b: Path) -> tuple[Session, Session]:
-    """Both models, opened without graph optimisations, with the same outputs in the order of `a`.
 
-    Raises InputError for other files than ONNX, and for models that share no tensor.
+class Layers(Protocol):
+    """A model whose every tensor can be seen."""
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        """The inputs."""
+
+    @property
+    def steps(self) -> Mapping[str, float]:
+        """The scale of each quantized tensor by name."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Every computed tensor by name, as real numbers."""
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """One layer: what has accumulated up to its output, and what it adds by itself (None: not known)."""
+
+    name: str
+    operator: str
+    difference: Difference
+    own: Difference | None
+
+
+def open_layers(path: Path, *, as_reference: bool) -> Layers:
+    """The model with every tensor visible; an ONNX model with graph optimisations off where it is the reference.
+
+    Raises InputError for a file that is neither ONNX nor TFLite.
     """
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
-    from edgeship.targets.onnxruntime import open_reference
+    if path.suffix == ".onnx":
+        return OnnxLayers(path, optimise=not as_reference)
+    if path.suffix == ".tflite":
+        from edgeship.targets.tflite.layers import TFLiteLayers
 
-    for path in (a, b):
-        if path.suffix != ".onnx":
-            raise InputError(f"--layers compares ONNX models, whose tensors have names; seen: {path}")
-    first, second = load_onnx(a), load_onnx(b)
-    mine, theirs = _float_values(first), _float_values(second)
-    shared = [name for name in mine if name in theirs]
-    if not shared:
-        raise InputError(f"{a} and {b} have no tensor name in common; compare them without --layers")
-    for model, values in ((first, mine), (second, theirs)):
-        model.graph.outputs.clear()
-        model.graph.outputs.extend(values[name] for name in shared)
-    return open_reference(to_bytes(first), 1), open_reference(to_bytes(second), 1)
+        return TFLiteLayers(path)
+    raise InputError(f"--layers compares .onnx and .tflite files, whose tensors have names; seen: {path}")
 
 
-def _float_values(model: ir.Model) -> Mapping[str, ir.Value]:
+class OnnxLayers:
+    """An ONNX model with its tensors as outputs: of a QDQ model those that a layer reads, of a float model all."""
+
+    def __init__(self, path: Path, *, optimise: bool) -> None:
+        """Loads `path`. Raises InputError for a file that is no model."""
+        from edgeship.calibration.onnx_file import load_onnx, to_bytes
+        from edgeship.targets.onnxruntime import OnnxSession
+
+        model = load_onnx(path)
+        boundaries = _boundaries(model)
+        values = _float_values(model)
+        self.operators = {name: b.operator for name, b in boundaries.items()} or _operators(values)
+        self.steps: Mapping[str, float] = {name: b.scale for name, b in boundaries.items()}
+        self.aliases = {name: b.real for name, b in boundaries.items()}
+        self._path = path
+        shown = [name for name in values if not boundaries or name in boundaries or values[name].is_graph_output()]
+        model.graph.outputs[:] = [values[name] for name in shown]
+        self._session: Session = OnnxSession(to_bytes(model), optimise=optimise)
+        self.inputs = self._session.inputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Every shown tensor by name."""
+        return self._session.run(feeds)
+
+    def fed(self, names: Sequence[str]) -> Session | None:
+        """A session in which each layer reads `NAME__fed` inputs instead of what was computed; None for a float model.
+
+        Its outputs are `names`.
+        """
+        from edgeship.calibration.onnx_file import load_onnx, to_bytes
+        from edgeship.targets.onnxruntime import open_reference
+
+        model = load_onnx(self._path)
+        boundaries = _boundaries(model)
+        if not boundaries:
+            return None
+        values = _float_values(model)
+        for name in names:
+            _cut(model, values[name])
+        model.graph.outputs[:] = [values[name] for name in names]
+        _drop_idle_inputs(model)
+        return open_reference(to_bytes(model))
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """An activation between layers: the name of the tensor that is quantized, its scale, and who computes it."""
+
+    real: str
+    scale: float
+    operator: str
+
+
+def _boundaries(model: ir.Model) -> dict[str, _Boundary]:
+    """By the name of what layers read, the output of DequantizeLinear, for every computed activation."""
+    import onnx_ir as ir
+
+    found: dict[str, _Boundary] = {}
+    for node in model.graph:
+        source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        if source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None:
+            continue
+        maker, scale = source.inputs[0].producer(), node.inputs[1]
+        constant = None if scale is None else ir.convenience.get_const_tensor(scale)
+        if maker is None or constant is None or constant.size != 1:
+            continue
+        name = str(node.outputs[0].name)
+        found[name] = _Boundary(str(source.inputs[0].name), float(constant.numpy().reshape(())), maker.op_type)
+    return found
+
+
+def _float_values(model: ir.Model) -> dict[str, ir.Value]:
     import onnx_ir as ir
 
     return {
@@ -45,6 +148,140 @@ def _float_values(model: ir.Model) -> Mapping[str, ir.Value]:
         for value in node.outputs
         if value.name and value.dtype in (None, ir.DataType.FLOAT)
     }
+
+
+def _operators(values: Mapping[str, ir.Value]) -> dict[str, str]:
+    return {name: producer.op_type for name, value in values.items() if (producer := value.producer()) is not None}
+
+
+def _cut(model: ir.Model, value: ir.Value) -> None:
+    """Lets every reader of `value` read a new graph input instead."""
+    import onnx_ir as ir
+
+    given = ir.Value(name=f"{value.name}{_FED}", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    uses = list(value.uses())
+    for node, index in uses:
+        node.replace_input_with(index, given)
+    if uses:
+        model.graph.inputs.append(given)
+
+
+def _drop_idle_inputs(model: ir.Model) -> None:
+    for value in [value for value in model.graph.inputs if not value.uses()]:
+        model.graph.inputs.remove(value)
+
+
+@dataclass
+class LayerComparison:
+    """The layers that two models have in common, compared over samples; `a` is the reference."""
+
+    a: Layers
+    b: Layers
+    _names: dict[str, str] = field(default_factory=dict)
+    _axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _total: dict[str, OutputComparison] = field(default_factory=dict)
+    _own: dict[str, OutputComparison] = field(default_factory=dict)
+    _fed: Session | None = None
+
+    def update(self, feeds: Mapping[str, Array]) -> None:
+        """Takes in one sample. Raises InputError when the models have no tensor in common."""
+        reference, seen = self.a.run(feeds), self.b.run(feeds)
+        if not self._names:
+            self._match(reference, seen)
+        arranged = {}
+        for name, theirs in self._names.items():
+            arranged[name] = np.transpose(seen[theirs], self._axes[name])
+            self._total[name].update(reference[name], arranged[name])
+        if self._fed is not None:
+            wanted = {info.name for info in self._fed.inputs}
+            given = {f"{name}{_FED}": values for name, values in arranged.items()}
+            inputs = {name: values for name, values in {**given, **feeds}.items() if name in wanted}
+            for name, values in self._fed.run(inputs).items():
+                self._own[name].update(values, arranged[name])
+
+    def _match(self, reference: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
+        operators = getattr(self.a, "operators", {})
+        aliases = {**getattr(self.a, "aliases", {})}
+        for name, values in reference.items():
+            theirs = next((n for n in (name, aliases.get(name, name), f"{name}__float") if n in seen), None)
+            axes = None if theirs is None else _axes(values, seen[theirs])
+            if theirs is None or axes is None or operators.get(name) in _MOVERS:
+                continue
+            self._names[name], self._axes[name] = theirs, axes
+            step = self.a.steps.get(name) or self.b.steps.get(theirs) or 0.0
+            self._total[name] = OutputComparison(name, step)
+            self._own[name] = OutputComparison(name, step)
+        if not self._names:
+            raise InputError("the models have no tensor name in common; compare them without --layers")
+        if isinstance(self.a, OnnxLayers) and self.a.steps:
+            self._fed = self.a.fed([name for name in self._names if name in self.a.steps])
+
+    def result(self) -> list[LayerDifference]:
+        """Every layer in the order of the reference."""
+        operators = getattr(self.a, "operators", {})
+        own = {info.name for info in self._fed.outputs} if self._fed is not None else set()
+        return [
+            LayerDifference(
+                name, operators.get(name, ""), total.result(), self._own[name].result() if name in own else None
+            )
+            for name, total in self._total.items()
+        ]
+
+
+def _axes(reference: Array, seen: Array) -> tuple[int, ...] | None:
+    """The order of `seen`'s axes that gives the reference's shape: as they are, channels last, or else the closest."""
+    rank = reference.ndim
+    if seen.ndim != rank:
+        return None
+    usual = [tuple(range(rank)), (0, rank - 1, *range(1, rank - 1))] if rank > 2 else [tuple(range(rank))]
+    every = itertools.permutations(range(rank)) if rank <= 4 else iter(usual)
+    fitting = [axes for axes in dict.fromkeys([*usual, *every]) if np.transpose(seen, axes).shape == reference.shape]
+    if not fitting:
+        return None
+    if len(fitting) == 1:
+        return fitting[0]
+    errors = [float(np.abs(np.transpose(seen, axes).astype(np.float64) - reference).mean()) for axes in fitting]
+    return fitting[int(np.argmin(errors))]
+
+
+def describe(layers: Sequence[LayerDifference], budget: float = 2.0) -> str:
+    """The layers as a table, and in words where they begin to differ and which layer is off by itself."""
+    width = max(len(layer.name) for layer in layers)
+    kind = max(len(layer.operator) for layer in layers)
+    head = f"  {'layer':<{width}}  {'operator':<{kind}}  {'max':>7} {'mean':>7} steps  {'SQNR':>8}"
+    lines = [head + "  own max    mean steps" if any(layer.own for layer in layers) else head]
+    for layer in layers:
+        total = layer.difference
+        sqnr = "equal" if np.isinf(total.sqnr_db) and total.sqnr_db > 0 else f"{total.sqnr_db:.1f} dB"
+        row = f"  {layer.name:<{width}}  {layer.operator:<{kind}}  {total.max_steps:7.3g} {total.mean_steps:7.3g}"
+        row += f"        {sqnr:>8}"
+        lines.append(row + (f"  {layer.own.max_steps:7.3g} {layer.own.mean_steps:7.3g}" if layer.own else ""))
+    return "\n".join([*lines, *_verdict(layers, budget)])
+
+
+def _verdict(layers: Iterable[LayerDifference], budget: float) -> list[str]:
+    every = list(layers)
+    lines = []
+    first = next((layer for layer in every if layer.difference.max_steps > budget), None)
+    if first is not None:
+        lines.append(f"  first over {budget:g} steps: {first.name} ({first.operator})")
+    judged = [layer for layer in every if layer.own is not None]
+    if judged:
+        wrong = [layer for layer in judged if layer.own is not None and layer.own.max_steps > budget]
+        if wrong:
+            names = ", ".join(f"{layer.name} ({layer.operator})" for layer in wrong[:5])
+            lines.append(f"  off by more than {budget:g} steps by themselves: {names}")
+        else:
+            lines.append(
+                f"  no layer is off by more than {budget:g} steps by itself: what is above is accumulated rounding"
+            )
+    return lines
+
+
+def to_json(layer: LayerDifference) -> dict[str, Any]:
+    """The layer as plain values."""
+    own = None if layer.own is None else layer.own.to_json()
+    return {"name": layer.name, "operator": layer.operator, **layer.difference.to_json(), "own": own}
 
 
 def steps_of(model: Path) -> dict[str, float]:

@@ -23,22 +23,25 @@ RECIPE = click.option("--recipe", type=FILE, help="How to preprocess images, whe
 @DATA
 @RECIPE
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True, help="How many to use.")
-@click.option("--layers", is_flag=True, help="Also every tensor that both (ONNX) models have.")
+@click.option("--layers", is_flag=True, help="Also every tensor that both models have, layer by layer.")
 @JSON
 def compare(a: Path, b: Path, data: Path, recipe: Path | None, samples: int, layers: bool, as_json: bool) -> None:
     """Compare the outputs of models A and B: .onnx, .tflite, or a recipe for its float model."""
     from edgeship.pipeline.commands.files import input_shapes_of, open_data, open_model
     from edgeship.pipeline.compare import Comparison
     from edgeship.pipeline.console import StepProgress
-    from edgeship.pipeline.layers import open_layers, steps_of
+    from edgeship.pipeline.layers import LayerComparison, describe, open_layers, steps_of, to_json
 
-    first, second = open_layers(a, b) if layers else (open_model(a), open_model(b))
+    first, second = open_model(a), open_model(b)
+    inside = LayerComparison(open_layers(a, as_reference=True), open_layers(b, as_reference=False)) if layers else None
     opened = open_data(data, input_shapes_of(first), recipe=recipe, models=[a, b]).take(samples)
     comparison = Comparison(steps_of(b) or steps_of(a))
     with StepProgress("compare") as progress:
         for done, sample in enumerate(opened):
             progress(done, len(opened), "samples")
             comparison.update(first.run(sample.feeds), second.run(sample.feeds))
+            if inside is not None:
+                inside.update(sample.feeds)
     facts = {
         "a": str(a),
         "b": str(b),
@@ -46,7 +49,11 @@ def compare(a: Path, b: Path, data: Path, recipe: Path | None, samples: int, lay
         "agreement": comparison.agreement,
         "outputs": {name: difference.to_json() for name, difference in comparison.differences().items()},
     }
-    click.echo(json.dumps(facts, indent=2) if as_json else _compared(facts))
+    found = [] if inside is None else inside.result()
+    if as_json:
+        click.echo(json.dumps({**facts, "layers": [to_json(layer) for layer in found]} if layers else facts, indent=2))
+        return
+    click.echo("\n".join([_compared(facts), *([describe(found)] if found else [])]))
 
 
 def _compared(facts: dict[str, Any]) -> str:

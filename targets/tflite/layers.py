@@ -1,0 +1,69 @@
+"""Every layer of a TFLite artifact, as its runtime computes it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeship.calibration.types import Array
+from edgeship.targets.tflite.flatfile import load, text
+from edgeship.targets.tflite.reader import schema_module
+from edgeship.targets.tflite.session import TFLiteSession
+
+
+class TFLiteLayers:
+    """An artifact with every computed tensor among its outputs.
+
+    Delegates run it as they run the artifact itself: an output more does not change which kernel computes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Loads `path`. Raises InputError as TFLiteSession does."""
+        model = load(path)
+        graph = model.subgraphs[0]
+        computed = [int(index) for operator in graph.operators for index in operator.outputs]
+        kept = set(graph.outputs)
+        graph.outputs = [*graph.outputs, *(i for i in dict.fromkeys(computed) if i not in kept)]
+        self._steps = {text(graph.tensors[i].name): _step(graph.tensors[i]) for i in graph.outputs}
+        model.signatureDefs = []
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / path.name
+            probe.write_bytes(_packed(model))
+            self._session = TFLiteSession(probe)
+        self.inputs = self._session.inputs
+
+    @property
+    def steps(self) -> Mapping[str, float]:
+        """The scale of each quantized tensor by name."""
+        return {name: scale for name, (scale, _) in self._steps.items() if scale}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Every computed tensor by name, as real numbers (float32), in the artifact's own order of axes."""
+        return {name: self._real(name, values) for name, values in self._session.run(feeds).items()}
+
+    def _real(self, name: str, values: Array) -> Array:
+        scale, zero_point = self._steps.get(name, (0.0, 0))
+        if not scale or values.dtype.kind == "f":
+            return values
+        return (values.astype(np.int32) - zero_point).astype(np.float32) * np.float32(scale)
+
+
+def _step(tensor: Any) -> tuple[float, int]:
+    quantization = tensor.quantization
+    scales = None if quantization is None else quantization.scale
+    if scales is None or len(scales) != 1:
+        return 0.0, 0
+    return float(scales[0]), int(quantization.zeroPoint[0])
+
+
+def _packed(model: Any) -> bytes:
+    import flatbuffers
+
+    schema_module()
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
