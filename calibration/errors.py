@@ -33,8 +33,11 @@ class UnsupportedError(EdgeshipError):
     """A model has nodes that a target cannot take; `findings` lists all of them, found before anything was written."""
 
     def __init__(self, message: str, findings: Sequence[Finding]) -> None:
-        self.findings = tuple(findings)
+        self.message, self.findings = message, tuple(findings)
         super().__init__("\n".join([message, *(f"  - {finding}" for finding in self.findings)]))
+
+    def __reduce__(self) -> tuple[type[UnsupportedError], tuple[str, tuple[Finding, ...]]]:
+        return type(self), (self.message, self.findings)  # it crosses process borders with its findings
 
 
 class GateError(EdgeshipError):

@@ -41,13 +41,13 @@ class Port:
             limits = np.iinfo(self.dtype)
             integers = np.rint(values / np.float32(self.scale)) + self.zero_point
             values = np.clip(integers, limits.min, limits.max).astype(self.dtype)
-        return np.ascontiguousarray(values)
+        return np.asarray(values, order="C")
 
     def leave(self, values: Array) -> Array:
         """float32 NCHW of `values` as the artifact gives them."""
         if self.dtype != "float32":
             values = (values.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(self.scale)
-        return np.ascontiguousarray(values.transpose(_TO_NCHW) if self.layout == "nhwc" else values)
+        return np.asarray(values.transpose(_TO_NCHW) if self.layout == "nhwc" else values, order="C")
 
 
 def read_ports(metadata: Mapping[str, str]) -> dict[str, Port]:

@@ -14,6 +14,7 @@ from edgeship.calibration.types import Finding
 from edgeship.targets.base import ConvertOptions, IoDtype
 from edgeship.targets.tflite.builder import Builder, Signature
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
+from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
 from edgeship.targets.tflite.fusion import fuse_activations
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, unsigned
@@ -21,7 +22,7 @@ from edgeship.targets.tflite.layout import Arrangement, Layout, LayoutRule, View
 from edgeship.targets.tflite.layout_rules import NATURAL
 from edgeship.targets.tflite.lower import lower
 from edgeship.targets.tflite.op import Op
-from edgeship.targets.tflite.ops import REGISTRY
+from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.quantization import settle
 
 ELEMENT_TYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
@@ -84,7 +85,7 @@ class _Conversion:
         self.options = options
         self.inputs: list[Border] = []
         self.outputs: list[Border] = []
-        self.graph, self.findings = lower(model)
+        self.graph, self.findings = lower(model, Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
         self.findings += _refusals(self.graph)
         if self.findings:
             return
@@ -161,6 +162,15 @@ def _refusals(graph: Graph) -> list[Finding]:
         if reason:
             findings.append(Finding(node.where, reason))
     return findings
+
+
+def _is_refused(node: Node) -> bool:
+    """Whether the node has no operator entry, or one that cannot take it."""
+    op = op_of(node)
+    try:
+        return op is None or _refusal(op, node) is not None
+    except Unsupported:
+        return True
 
 
 def _refusal(op: Op, node: Node) -> str | None:

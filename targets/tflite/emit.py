@@ -241,8 +241,45 @@ class Emit:
             )
         return self.writer.new(f"{self.node.name}/{name}", shape, like.dtype, quant, signature=signature)
 
+    def compute(  # noqa: PLR0913 - what a tensor consists of, given by name
+        self,
+        name: str,
+        inputs: Sequence[Operand],
+        shape: Sequence[int] | None = None,
+        *,
+        dtype: Any = None,
+        into: Operand | None = None,
+        signature: Sequence[int] = (),
+        **options: Any,
+    ) -> Operand:
+        """The result of one TFLite operator, in `into` or a new tensor: of `shape`, or as the inputs broadcast; of the
+        first input's type unless `dtype` says otherwise.
+        """
+        if into is None:
+            like = inputs[0]
+            if shape is None:
+                shape, signature = broadcast_extent(inputs)
+            if dtype is None or np.dtype(dtype) == like.dtype:
+                into = self.temporary(shape, like, name.lower(), signature=signature)
+            else:
+                name_, kind = f"{self.node.name}/{name.lower()}", np.dtype(dtype)
+                into = self.writer.new(name_, shape, kind, signature=signature)
+        self.operator(name, inputs, into, **options)
+        return into
+
     def operator(
         self, name: str, inputs: Sequence[Operand | None], outputs: Operand | Sequence[Operand], **options: Any
     ) -> None:
         """Adds one TFLite operator; options by the schema's field names in snake case, enum members by name."""
         self.writer.operator(name, inputs, [outputs] if isinstance(outputs, Operand) else outputs, **options)
+
+
+def broadcast_extent(operands: Sequence[Operand]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape and the signature of what the operands broadcast to."""
+    shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+    signature = list(shape)
+    for operand in operands:
+        for place, (size, dimension) in enumerate(zip(operand.shape[::-1], operand.signature[::-1], strict=True)):
+            if dimension == -1 and size == shape[-1 - place]:
+                signature[-1 - place] = -1
+    return tuple(shape), tuple(signature)

@@ -91,7 +91,10 @@ class Scope:
     def _read(self, node: ir.Node) -> None:
         if len(self.reading.nodes) - self._start > MOST_NODES:
             raise Unsupported("becomes too many operators", f"over {MOST_NODES}", "fewer or shorter loops")
-        self.reading.read(node)
+        try:
+            self.reading.read(node)
+        except Unsupported as error:
+            raise Unsupported(f"{node.op_type} in it: {error.rule}", error.seen, error.accepted) from error
 
     def _value(self, tensor: Tensor | Array | None, name: str) -> ir.Value | None:
         if tensor is None:

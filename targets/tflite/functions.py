@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -24,12 +24,13 @@ def expand_function(scope: Scope, node: Node) -> Sequence[Tensor | None]:
     opset = next(entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx"))
     given = {a.name: a for a in _proto(node).attribute}
     given = {**{a.name: a for a in body.attribute_proto}, **given}
-    nodes = [_bound(inner, given) for inner in body.node]
+    absent = {name for place, name in enumerate(body.input) if not node.has(place)}
+    nodes = [_bound(inner, given, absent) for inner in body.node]
     values = [onnx.ValueInfoProto(name=name) for name in body.input]
     results = [onnx.ValueInfoProto(name=name) for name in body.output]
     graph = ir.serde.deserialize_graph(onnx.GraphProto(name=body.name, node=nodes, input=values, output=results))
     names = {old: tensor.name for old, tensor in zip(body.output, node.outputs, strict=False) if tensor.name}
-    for value in graph.outputs[: len(node.outputs)]:
+    for value in (value for inner in graph for value in inner.outputs if value.name):
         value.name = names.get(value.name or "", f"{scope.prefix}/{value.name}")
     inputs = [*node.inputs, *[None] * (len(body.input) - len(node.inputs))]
     with scope.reading.at_opset(opset):
@@ -82,17 +83,20 @@ def _proto(node: Node) -> onnx.NodeProto:
     return proto
 
 
-def _bound(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
-    """The node with the function's attributes filled in; one that is not given is left out."""
+def _bound(
+    node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto], absent: Collection[str]
+) -> onnx.NodeProto:
+    """The node with the function's attributes filled in; attributes and inputs that are not given are left out."""
     bound = onnx.NodeProto()
     bound.CopyFrom(node)
+    bound.input[:] = ["" if name in absent else name for name in node.input]
     del bound.attribute[:]
-    bound.attribute.extend(_attributes(node.attribute, given))
+    bound.attribute.extend(_attributes(node.attribute, given, absent))
     return bound
 
 
 def _attributes(
-    attributes: Iterable[onnx.AttributeProto], given: Mapping[str, onnx.AttributeProto]
+    attributes: Iterable[onnx.AttributeProto], given: Mapping[str, onnx.AttributeProto], absent: Collection[str]
 ) -> Iterable[onnx.AttributeProto]:
     for attribute in attributes:
         filled = onnx.AttributeProto()
@@ -104,7 +108,7 @@ def _attributes(
         else:
             continue
         if filled.HasField("g"):
-            nodes = [_bound(inner, given) for inner in filled.g.node]
+            nodes = [_bound(inner, given, absent) for inner in filled.g.node]
             del filled.g.node[:]
             filled.g.node.extend(nodes)
         yield filled

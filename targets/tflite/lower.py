@@ -8,6 +8,8 @@ changes its type.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeship.calibration.types import Array, Finding, QuantParams, TensorSpec
+from edgeship.targets.tflite.expansion import Expand, Expander, Scope
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, constant, unsigned
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -24,11 +27,11 @@ LARGEST_FOLDED = 1 << 24
 _INTEGERS = {ir.DataType.INT8: (8, True), ir.DataType.UINT8: (8, False), ir.DataType.INT32: (32, True)}
 
 
-def lower(model: ir.Model) -> tuple[Graph, list[Finding]]:
+def lower(model: ir.Model, expander: Expander) -> tuple[Graph, list[Finding]]:
     """The conversion graph of `model`, and what in it could not even be read, node by node."""
-    lowering = _Lowering(model, batch=1)
+    lowering = _Lowering(model, 1, expander)
     if lowering.is_dynamic and not lowering.findings:
-        lowering.sign(_Lowering(model, batch=2))
+        lowering.sign(_Lowering(model, 2, expander))
     return lowering.graph(), lowering.findings
 
 
@@ -69,8 +72,8 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 class _Lowering:
     """One walk over the model with one batch size standing for the dynamic one."""
 
-    def __init__(self, model: ir.Model, batch: int) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: ir.Model, batch: int, expander: Expander) -> None:
+        self.model, self.batch, self.expander = model, batch, expander
         self.opset = int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
         self.tensors: dict[ir.Value, Tensor] = {}
         self.nodes: list[Node] = []
@@ -83,6 +86,15 @@ class _Lowering:
                 self.tensors[value] = self._input(value)
         for node in model.graph:
             self._guarded(node)
+
+    @contextmanager
+    def at_opset(self, opset: int) -> Iterator[None]:
+        """Lets nodes be read as of another opset."""
+        before, self.opset = self.opset, opset
+        try:
+            yield
+        finally:
+            self.opset = before
 
     def _input(self, value: ir.Value) -> Tensor:
         if value.shape is None or value.dtype is None:
@@ -102,7 +114,7 @@ class _Lowering:
 
     def _guarded(self, node: ir.Node) -> None:
         try:
-            self._lower(node)
+            self.read(node)
         except Unsupported as error:
             self.findings.append(Finding(f"{node.op_type} {node.name!r}", error.rule, error.seen, error.accepted))
             for value in node.outputs:
@@ -115,7 +127,8 @@ class _Lowering:
             self.tensors[value] = constant(value.name or "", value.const_value.numpy())
         return self.tensors[value]
 
-    def _lower(self, node: ir.Node) -> None:
+    def read(self, node: ir.Node) -> None:
+        """Reads one node, whose inputs are known; its outputs become so."""
         if node.domain not in STANDARD_DOMAINS:
             raise Unsupported(f"operators of the domain {node.domain!r} are not known", "", "standard ONNX operators")
         inputs = [None if value is None else self._tensor(value) for value in node.inputs]
@@ -136,13 +149,27 @@ class _Lowering:
         if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.outputs) == 1):
             self.tensors[node.outputs[0]] = lowered.x
             return
-        types = self._types(node, lowered)
+        lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
+        expand = self.expander.at_once(lowered)
+        if expand:
+            self._expand(node, lowered, expand)
+            return
+        types, lowered.outputs = self._types(node, lowered), []
         if node.op_type == "Reshape" and np.prod(types[0][0]) != lowered.x.size:
             raise Unsupported("the number of elements changes", f"{list(lowered.x.shape)} to {list(types[0][0])}")
         for value, (shape, dtype) in zip(node.outputs, types, strict=True):
             self.tensors[value] = Tensor(value.name or f"{node.name}_output", shape, dtype)
             lowered.outputs.append(self.tensors[value])
-        self.nodes.append(lowered)
+        expand = self.expander.instead(lowered)
+        if expand:
+            self._expand(node, lowered, expand)
+        else:
+            self.nodes.append(lowered)
+
+    def _expand(self, node: ir.Node, lowered: Node, expand: Expand) -> None:
+        for value, tensor in zip(node.outputs, expand(Scope(self, lowered), lowered), strict=True):
+            if tensor is not None:
+                self.tensors[value] = tensor
 
     # Quantization ---------------------------------------------------------------------------------------------------
 

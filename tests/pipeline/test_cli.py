@@ -172,7 +172,7 @@ def test_a_model_goes_from_command_to_command(tmp_path: Path, model: Path, tiny_
     layers = json.loads(
         run("compare", simple, full, "--data", tiny_data, "--samples", "2", "--layers", "--json").stdout
     )
-    assert len(layers["outputs"]) > 1
+    assert len(layers["layers"]) > 1
     assert "same decision" in run("compare", simple, out, "--data", tiny_data).stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "int8.onnx",

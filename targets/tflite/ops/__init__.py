@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeship.targets.tflite.expansion import Expansion
 from edgeship.targets.tflite.op import Op
 from edgeship.targets.tflite.ops import (
     activation,
@@ -20,3 +21,5 @@ from edgeship.targets.tflite.ops import (
 
 FAMILIES = (activation, conv, elementwise, matmul, normalization, pool, quantize, reduce, resize, shape)
 REGISTRY: Mapping[str, Op] = {op.onnx: op for family in FAMILIES for op in family.OPS}
+EXPANSIONS: Mapping[str, Expansion] = {}
+"""Operators written as other ONNX operators, by their ONNX names."""

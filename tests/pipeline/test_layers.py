@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from edgeship.calibration.data import Sample
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.quantize import quantize_model
+from edgeship.calibration.types import strictest
+from edgeship.pipeline.layers import LayerComparison, LayerDifference, describe, open_layers
+from edgeship.targets.base import ConvertOptions, load
+from edgeship.targets.onnxruntime import open_float
+
+
+def _quantized(model: ir.Model, images: np.ndarray) -> ir.Model:
+    rules = strictest([load(name).rules for name in ("onnxruntime", "tflite")])
+    _, qdq = quantize_model(model, [Sample(str(i), {"image": image[np.newaxis]}, None) for i, image in enumerate(images)], rules, open_float)
+    return qdq
+
+
+def _compared(a: Path, b: Path, images: np.ndarray) -> list[LayerDifference]:
+    comparison = LayerComparison(open_layers(a, as_reference=True), open_layers(b, as_reference=False))
+    for image in images:
+        comparison.update({"image": image[np.newaxis]})
+    return comparison.result()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tflite"])
+def test_every_int8_layer_of_an_artifact_is_found_and_within_a_step_by_itself(
+    tiny_model: ir.Model, tiny_images: np.ndarray, tmp_path: Path, target: str
+) -> None:
+    layers_of_the_model = {n.op_type for n in tiny_model.graph} & {"Conv", "Gemm"}
+    qdq = _quantized(tiny_model, tiny_images[:8])
+    reference, artifact = tmp_path / "qdq.onnx", tmp_path / f"model{load(target).suffix}"
+    reference.write_bytes(to_bytes(qdq))
+    artifact.write_bytes(load(target).convert(qdq, ConvertOptions()))
+    found = _compared(reference, artifact, tiny_images[8:16])
+    assert layers_of_the_model <= {layer.operator for layer in found}
+    assert sum(layer.operator == "Conv" for layer in found) == sum(n.op_type == "Conv" for n in tiny_model.graph)
+    for layer in found:
+        assert layer.own is not None
+        assert layer.own.max_steps <= 1
+        assert layer.own.max_steps <= layer.difference.max_steps or layer.difference.max_steps <= 2
+    assert "no layer is off by more than 2 steps by itself" in describe(found)
+
+
+def test_a_wrong_layer_is_named_and_the_layers_after_it_are_not_blamed(
+    tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
+) -> None:
+    qdq = _quantized(ir.serde.deserialize_model(onnx.load_from_string(tiny_models["residual"])), tiny_images[:8])
+    reference, artifact = tmp_path / "qdq.onnx", tmp_path / "model.tflite"
+    reference.write_bytes(to_bytes(qdq))
+    weights = qdq.graph.initializers["inner_1_weight__q"]
+    wrong = weights.const_value.numpy().copy()
+    wrong[0] = -wrong[0]
+    weights.const_value = ir.Tensor(wrong, name=weights.name)
+    artifact.write_bytes(load("tflite").convert(qdq, ConvertOptions()))
+    found = {layer.name: layer for layer in _compared(reference, artifact, tiny_images[8:12])}
+    blamed = [name for name, layer in found.items() if layer.own is not None and layer.own.max_steps > 2]
+    assert blamed == ["inner_1_relu"]
+    assert found["logits"].difference.max_steps > 2
+    assert "off by more than 2 steps by themselves: inner_1_relu (" in describe(list(found.values()))
+
+
+def test_float_models_are_compared_by_the_tensors_they_share(
+    tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
+) -> None:
+    reference, artifact = tmp_path / "float.onnx", tmp_path / "float.tflite"
+    reference.write_bytes(tiny_models["plain"])
+    model = ir.load(reference)
+    artifact.write_bytes(load("tflite").convert(model, ConvertOptions()))
+    found = _compared(reference, artifact, tiny_images[:2])
+    assert {"first_relu", "smaller", "logits"} <= {layer.name for layer in found}
+    assert all(layer.own is None and layer.difference.max_abs < 1e-4 for layer in found)
+
+
+def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--layers compares \.onnx and \.tflite"):
+        open_layers(tmp_path / "recipe.toml", as_reference=True)
