@@ -66,7 +66,9 @@ class ArraySource:
                 found = {}
                 for name in names:
                     with archive.open(name) as member:
-                        found[name.removesuffix(".npy")] = _read_header(member)
+                        header = _read_header(member)
+                    _check_size(name, header, archive.getinfo(name).file_size)
+                    found[name.removesuffix(".npy")] = header
         except _DAMAGED as error:
             raise InputError(f"{self._path} cannot be read as an .npz: {error}") from error
         for name, header in found.items():
@@ -93,7 +95,7 @@ class ArraySource:
                 archive = stack.enter_context(zipfile.ZipFile(self._path))
                 rows = {name: self._rows(stack, archive, name, indices) for name in self.input_names}
                 for _ in indices:
-                    yield {name: np.ascontiguousarray(next(row), np.float32)[np.newaxis] for name, row in rows.items()}
+                    yield {name: _float32(next(row))[np.newaxis] for name, row in rows.items()}
             except _DAMAGED as error:
                 raise InputError(f"{self._path} is damaged: {error}") from error
 
@@ -112,6 +114,11 @@ class ArraySource:
             for name, values in feeds.items():
                 yield name.encode()
                 yield hashlib.sha256(values.tobytes()).digest()
+
+
+def _float32(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is told with the sample's name
+        return np.ascontiguousarray(values, np.float32)
 
 
 def _stream(member: IO[bytes], header: _Header, indices: Sequence[int]) -> Iterator[Array]:
@@ -136,6 +143,12 @@ def _read_header(member: IO[bytes]) -> _Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     return _Header(shape, dtype, fortran)
+
+
+def _check_size(name: str, header: _Header, size: int) -> None:
+    """Raises ValueError where the header promises more than the archive holds: nothing is allocated on its word."""
+    if any(side < 0 for side in header.shape) or math.prod(header.shape) * header.dtype.itemsize > size:
+        raise ValueError(f"{name} declares {header.dtype}{list(header.shape)} and has {size} bytes")
 
 
 def _check_shape(path: Path, name: str, header: _Header, expected: Sequence[int]) -> None:

@@ -183,9 +183,8 @@ def _images(
     else:
         found = open_tree(place)
         if found is None:
-            raise InputError(
-                f"{place} does not exist; accepted: a folder of images, a .csv with the column file, or an .npz"
-            )
+            what = "holds no files" if place.exists() else "does not exist"
+            raise InputError(f"{place} {what}; accepted: a folder of images, a .csv with the column file, or an .npz")
         tree, files = found, list_folder(found, labels)
     if preprocessing is None:
         raise InputError(

@@ -6,7 +6,7 @@ into an exit code and a sentence on stderr.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -34,13 +34,34 @@ class UnsupportedError(EdgeshipError):
 
     def __init__(self, message: str, findings: Sequence[Finding]) -> None:
         self.message, self.findings = message, tuple(findings)
-        super().__init__("\n".join([message, *(f"  - {finding}" for finding in self.findings)]))
+        super().__init__(_sentence(message.rstrip(":"), self.findings))
 
     def __reduce__(self) -> tuple[type[UnsupportedError], tuple[str, tuple[Finding, ...]]]:
         return type(self), (self.message, self.findings)  # it crosses process borders with its findings
+
+
+def _sentence(message: str, findings: Sequence[Finding]) -> str:
+    if not findings:
+        return message
+    if len(findings) == 1:
+        return f"{message}: {findings[0]}"
+    listed = [f"  - {finding}" for finding in findings]
+    return "\n".join([f"{message} for {len(findings)} reasons, first {findings[0]}", *listed])
 
 
 class GateError(EdgeshipError):
     """A gate of the recipe was not met: artifacts are kept, the release is not made."""
 
     exit_code: ClassVar[int] = 3
+
+
+def nearest(name: str, known: Iterable[str], most: int = 8) -> str:
+    """The end of a sentence about an unknown `name`: what there is, or the closest of many, and what was meant."""
+    import difflib
+
+    every = sorted(known)
+    close = difflib.get_close_matches(name, every, n=most, cutoff=0.5)
+    listed = f"; there are: {', '.join(every)}" if len(every) <= most else ""
+    if not listed:
+        listed = f"; the nearest of {len(every)} are: {', '.join(close or every[:most])}"
+    return listed + (f"; did you mean {close[0]!r}?" if close else "")

@@ -56,10 +56,13 @@ class DiskTree:
 
     def read(self, name: str) -> bytes:
         """The file's content."""
+        path = self.folder / name
         try:
-            return (self.folder / name).read_bytes()
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is no regular file")  # reading a pipe would wait for its writer
+            return path.read_bytes()
         except OSError as error:
-            raise InputError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class ZipTree:

@@ -88,7 +88,9 @@ def _rows(path: Path) -> list[ImageFile]:
         table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise InputError(f"{path} is not a well-formed CSV: {error}") from error
-    header = [column.strip().lower() for column in table[0]] if table else []
+    if not table:
+        raise InputError(f"{path} is empty; accepted: a header with the column file, and label if known")
+    header = [column.strip().lower() for column in table[0]]
     if "file" not in header:
         raise InputError(
             f"{path} begins with {','.join(header)[:80]!r}; accepted: a header with the column file, and label if known"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -50,9 +51,9 @@ class ImageSource:
         import io
         import warnings
 
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
-        where = f"{self._tree.where}/{self.names[index]}"
+        where = PurePosixPath(self._tree.where, self.names[index])
         content = self._tree.read(self.names[index])
         try:
             with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
@@ -61,7 +62,13 @@ class ImageSource:
                 return self._preprocessing.apply(image)[np.newaxis]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{where} cannot be decoded as an image ({len(content)} bytes): no known format"
+            ) from error
+        except MemoryError as error:
+            raise InputError(f"{where} cannot be preprocessed: not enough memory") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{where} cannot be decoded as an image ({len(content)} bytes): {error}") from error
 
 

@@ -52,10 +52,21 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX model (damaged or another format): {_first_line(error)}") from error
     if not proto.graph.node or not proto.opset_import:
         raise InputError(f"{path} is not an ONNX model: it has no nodes or names no operator set")
+    if not proto.graph.output:
+        raise InputError(f"{path} has no outputs; accepted: a model with at least one")
+    _forget_impossible_sizes(proto.graph)
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _read_external(tensor, path)
     return proto
+
+
+def _forget_impossible_sizes(graph: onnx.GraphProto) -> None:
+    """Makes unknown what some exporters write as 0 or -1: the sizes of inputs that they leave open."""
+    for value in graph.input:
+        for size in value.type.tensor_type.shape.dim:
+            if size.HasField("dim_value") and size.dim_value < 1:
+                size.ClearField("dim_value")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -103,6 +114,12 @@ def check_finite(model: ir.Model, where: str) -> None:
 def _check_rules(proto: onnx.ModelProto, path: Path) -> None:
     import onnx
 
+    for kind, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+                raise InputError(
+                    f"{path}: {kind} {value.name!r} declares no shape; accepted: sizes, dynamic ones named"
+                )
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """A float model and samples -> plan and QDQ model: calibration as one call.
 
-The samples are gone through once. What was seen then gives any number of plans (full and pair-limited weights).
+The samples are gone through once, and once more for each refinement that changes the float model. What was seen then
+gives any number of plans (full and pair-limited weights).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeship.calibration import algorithms, refine
+from edgeship.calibration import refine
 from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
-from edgeship.calibration.plan import make_plan, tensors_to_observe
+from edgeship.calibration.overrides import Override, make_observers, rules_with_floats
+from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
 
@@ -22,7 +24,10 @@ REFINEMENTS = ("bias_correction",)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the samples showed: everything a plan is made from."""
+    """What the samples showed: everything a plan is made from.
+
+    `model` is the float model as it was calibrated: a refinement (equalization) may have changed its numbers.
+    """
 
     model: ir.Model
     rules: QuantRules
@@ -30,15 +35,16 @@ class Calibration:
     samples: int
     observers: Mapping[str, Observer]
     refinements: tuple[str, ...]
+    overrides: tuple[Override, ...]
     statistics: Mapping[str, Mapping[str, Statistic]]
 
     def plan(self, weights: WeightScheme = "full") -> QuantPlan:
         """The plan with weights of the given scheme: ranges, then limits of the weights, then the other refinements."""
         plan = make_plan(self.model, self.rules, self.observers)
         if weights == "pair_limited":
-            plan = refine.load("pair_limit").refine(self.model, plan, {})
-        for name in self.refinements:
-            plan = refine.load(name).refine(self.model, plan, self.statistics[name])
+            plan = refine.load("pair_limit").refine(self.model, plan, {}, weights)
+        for name, refinement in refine.load_all(self.refinements).items():
+            plan = refinement.refine(self.model, plan, self.statistics[name], weights)
         return plan
 
     def quantized(self, plan: QuantPlan, weights: WeightScheme = "full") -> ir.Model:
@@ -50,10 +56,12 @@ class Calibration:
             "samples": self.samples,
             "weights": weights,
         }
+        if self.overrides:
+            facts["overrides"] = ",".join(override.pattern for override in self.overrides)
         return apply_plan(self.model, plan, facts)
 
 
-def calibrate(  # noqa: PLR0913 - three of seven are keyword-only options
+def calibrate(  # noqa: PLR0913 - four of eight are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: QuantRules,
@@ -61,26 +69,35 @@ def calibrate(  # noqa: PLR0913 - three of seven are keyword-only options
     *,
     algorithm: str = "minmax",
     refinements: Sequence[str] = REFINEMENTS,
+    overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> Calibration:
     """What one pass over `samples` shows of a float model; `open_model` opens it, with intermediate tensors as outputs.
 
-    Raises InputError for an unknown algorithm or refinement, no samples, non-finite values, or a model without a node
-    that can be int8.
+    A refinement of the model itself goes over `samples` first, which then must not be an iterator. Raises InputError
+    for an unknown algorithm or refinement, an override in vain, no samples, non-finite values, or a model without a
+    node that can be int8.
     """
-    factory = algorithms.load(algorithm)
-    observers = {name: factory() for name in tensors_to_observe(model, rules)}
-    statistics = {name: dict(refine.load(name).statistics(model, rules)) for name in refinements}
+    loaded = refine.load_all(refinements)
+    rules = rules_with_floats(model, rules, overrides)
+    observers = make_observers(model, rules, algorithm, overrides)
+
+    def look(of: ir.Model, wanted: Mapping[str, Sequence[Statistic]]) -> None:
+        observe(of, samples, wanted, open_model, progress)
+
+    for refinement in loaded.values():
+        model = refinement.prepare(model, rules, look)
+    statistics = {name: dict(each.statistics(model, rules)) for name, each in loaded.items()}
     wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
     for each in statistics.values():
         for name, statistic in each.items():
             wanted.setdefault(name, []).append(statistic)
     counter = _Counter(progress)
     observe(model, samples, wanted, open_model, counter)
-    return Calibration(model, rules, algorithm, counter.done, observers, tuple(refinements), statistics)
+    return Calibration(model, rules, algorithm, counter.done, observers, tuple(loaded), tuple(overrides), statistics)
 
 
-def quantize_model(  # noqa: PLR0913 - four of eight are keyword-only options
+def quantize_model(  # noqa: PLR0913 - five of nine are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: QuantRules,
@@ -89,11 +106,19 @@ def quantize_model(  # noqa: PLR0913 - four of eight are keyword-only options
     algorithm: str = "minmax",
     weights: WeightScheme = "full",
     refinements: Sequence[str] = REFINEMENTS,
+    overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> tuple[QuantPlan, ir.Model]:
     """The plan and the QDQ model of a float model. Raises as `calibrate` does; `model` is not modified."""
     calibration = calibrate(
-        model, samples, rules, open_model, algorithm=algorithm, refinements=refinements, progress=progress
+        model,
+        samples,
+        rules,
+        open_model,
+        algorithm=algorithm,
+        refinements=refinements,
+        overrides=overrides,
+        progress=progress,
     )
     plan = calibration.plan(weights)
     return plan, calibration.quantized(plan, weights)

@@ -46,6 +46,17 @@ def union(ranges: Iterable[Range]) -> Range:
     return Range(min(r.low for r in every), max(r.high for r in every))
 
 
+def extremes(values: Array) -> tuple[float, float]:
+    """The smallest and largest of `values`. Raises ValueError when there are none, or any is NaN or infinite."""
+    if values.size == 0:
+        raise ValueError("it is empty")
+    low, high = float(np.min(values)), float(np.max(values))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        raise ValueError(f"{bad} of its {values.size} values are NaN or infinite")
+    return low, high
+
+
 def range_of(values: Array) -> Range:
     """The range of an array's values and zero."""
     return Range(min(0.0, float(values.min())), max(0.0, float(values.max()))) if values.size else Range()

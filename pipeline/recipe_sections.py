@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -14,7 +16,11 @@ from pydantic import (
     PlainValidator,
     PositiveInt,
     WithJsonSchema,
+    model_validator,
 )
+
+if TYPE_CHECKING:
+    from edgeship.calibration.overrides import Override
 
 DataField = Literal["calibration", "evaluation", "labels"]
 GATES: Mapping[str, str] = {
@@ -30,6 +36,8 @@ GATES: Mapping[str, str] = {
     "int8_share.min": "smallest share of multiply-accumulates that integer kernels execute, 0..1",
 }
 """Every gate a recipe may set, and what its limit means."""
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+MOST_RUNS = 1_000_000
 
 
 class Section(BaseModel):
@@ -56,11 +64,28 @@ def _size(value: object) -> int | tuple[int, int]:
     raise ValueError("a positive integer, or [height, width]")
 
 
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(NAME, value):
+        raise ValueError("at most 100 letters (a-z), digits, '.', '_' and '-', the first a letter or digit")
+    return value
+
+
 def _per_channel(value: object) -> tuple[float, ...]:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not items or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
         raise ValueError("a number, or one number per channel, in pixel units (0..255)")
     return tuple(float(item) for item in items)
+
+
+def _range(value: object) -> tuple[float, float]:
+    accepted = "[low, high], finite, with low <= 0 <= high and low < high: zero must be representable"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(accepted)
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in value):
+        raise ValueError(accepted)
+    if not value[0] <= 0 <= value[1] or value[0] == value[1]:
+        raise ValueError(accepted)
+    return float(value[0]), float(value[1])
 
 
 def _plain(value: Any) -> Any:
@@ -84,6 +109,8 @@ Size = Annotated[
     PlainSerializer(_plain),
     WithJsonSchema({"anyOf": [_POSITIVE, {"type": "array", "items": _POSITIVE, "minItems": 2, "maxItems": 2}]}),
 ]
+Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
+Place = Annotated[str, Field(min_length=1)]
 PerChannel = Annotated[
     tuple[float, ...],
     PlainValidator(_per_channel),
@@ -91,12 +118,19 @@ PerChannel = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}),
 ]
 
+Range = Annotated[
+    tuple[float, float],
+    PlainValidator(_range),
+    PlainSerializer(_plain),
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
+
 
 class Model(Section):
     """Where the trained model comes from."""
 
-    source: str = Field(description="PATH.py:factory, package.module:factory, or a model.onnx or model.pt2 file")
-    weights: str | None = Field(
+    source: Place = Field(description="PATH.py:factory, package.module:factory, or a model.onnx or model.pt2 file")
+    weights: Place | None = Field(
         default=None, description="a state dict (.pt) or .safetensors file for the factory's model"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
@@ -122,16 +156,37 @@ class Input(Section):
 class Data(Section):
     """Real samples: to choose ranges with, and to judge the artifact with."""
 
-    root: str = Field(default=".", description="the folder that file names in the lists are relative to")
-    calibration: str | None = Field(default=None, description="a CSV (file[,label]), a folder of images, or an .npz")
-    evaluation: str | None = Field(default=None, description="the same kinds; other samples than the calibration's")
+    root: Place = Field(default=".", description="the folder that file names in the lists are relative to")
+    calibration: Place | None = Field(default=None, description="a CSV (file[,label]), a folder of images, or an .npz")
+    evaluation: Place | None = Field(default=None, description="the same kinds; other samples than the calibration's")
     evaluation_samples: PositiveInt | None = Field(
         default=None, description="judge with this many, drawn with `seed`; all"
     )
-    labels: str | None = Field(
+    labels: Place | None = Field(
         default=None, description="a CSV (file,label) for an evaluation folder or list without labels"
     )
     seed: NonNegativeInt = Field(default=0, description="draws samples where fewer than all are used")
+
+
+class QuantizeOverride(Section):
+    """What single tensors get instead of what `[quantize]` says: one of `algorithm`, `float`, `range`."""
+
+    pattern: str = Field(min_length=1, description="a glob of tensor names; with `float`, of node names too")
+    algorithm: str | None = Field(default=None, description="the range algorithm for these tensors")
+    stays_float: bool = Field(default=False, alias="float", description="true: what makes these tensors stays float")
+    range: Range | None = Field(default=None, description="[low, high] to represent, with low <= 0 <= high")
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if (self.algorithm is not None) + self.stays_float + (self.range is not None) != 1:
+            raise ValueError("exactly one of algorithm, float = true and range")
+        return self
+
+    def as_override(self) -> Override:
+        """The same, as calibration takes it."""
+        from edgeship.calibration.overrides import Override
+
+        return Override(self.pattern, self.algorithm, self.stays_float, self.range)
 
 
 class Quantize(Section):
@@ -150,6 +205,13 @@ class Quantize(Section):
         "everywhere, so that all targets hold the same integers; full: nowhere (x86 without VNNI may clip)",
     )
     per_tensor: bool = Field(default=False, description="one weight scale per tensor instead of one per channel")
+    refine: tuple[str, ...] = Field(
+        default=("bias_correction",),
+        description="the refinements: files of edgeship.calibration.refine; [] for none",
+    )
+    override: tuple[QuantizeOverride, ...] = Field(
+        default=(), description="[[quantize.override]] tables; the last that matches a tensor wins"
+    )
 
 
 class TargetOptions(Section):
@@ -166,8 +228,8 @@ class Benchmark(Section):
     """How latency is measured on this machine."""
 
     threads: PositiveInt = Field(default=1, description="threads of each runtime")
-    runs: PositiveInt = Field(default=200, description="timed inferences of each artifact")
-    warmup: NonNegativeInt = Field(default=20, description="inferences before the timed ones")
+    runs: PositiveInt = Field(default=200, le=MOST_RUNS, description="timed inferences of each artifact")
+    warmup: NonNegativeInt = Field(default=20, le=MOST_RUNS, description="inferences before the timed ones")
 
 
 class Parity(Section):

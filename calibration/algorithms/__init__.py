@@ -11,10 +11,8 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import numpy as np
-
-from edgeship.calibration.errors import InputError
-from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.errors import InputError, nearest
+from edgeship.calibration.types import Observer
 
 ObserverFactory = Callable[[], Observer]
 
@@ -27,16 +25,5 @@ def names() -> Sequence[str]:
 def load(name: str) -> ObserverFactory:
     """The factory of observers of the algorithm called `name`. Raises InputError with the names there are."""
     if name not in names():
-        raise InputError(f"unknown range algorithm {name!r}; there are: {', '.join(names())}")
+        raise InputError(f"unknown range algorithm {name!r}{nearest(name, names())}")
     return cast(ObserverFactory, importlib.import_module(f"{__name__}.{name}").ALGORITHM)
-
-
-def extremes(values: Array) -> tuple[float, float]:
-    """The smallest and largest of `values`. Raises ValueError when there are none, or any is NaN or infinite."""
-    if values.size == 0:
-        raise ValueError("it is empty")
-    low, high = float(np.min(values)), float(np.max(values))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        raise ValueError(f"{bad} of its {values.size} values are NaN or infinite")
-    return low, high

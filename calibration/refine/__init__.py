@@ -1,32 +1,53 @@
-"""Refinements, one per file: a complete plan -> a better one of the same shape (other scales, integers or biases).
+"""Refinements, one per file: a better model to calibrate, or a complete plan -> a better one of the same shape.
 
 A file `<name>.py` here is a refinement called `<name>`: it ends in `REFINEMENT = <a Refinement>`. It says which
 tensors it wants to see during calibration, so that all refinements and the range algorithm share one pass over the
-samples.
+samples. Refinements work in three steps, whatever the order they are asked for in: first those of the float model,
+then those of the weights' integers, then those of the biases, which depend on both.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Literal, cast
 
 import onnx_ir as ir
 
 from edgeship.calibration.collect import Statistic
-from edgeship.calibration.errors import InputError
-from edgeship.calibration.types import QuantPlan, QuantRules
+from edgeship.calibration.errors import InputError, nearest
+from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
+
+Step = Literal["model", "weights", "biases"]
+STEPS: Sequence[Step] = ("model", "weights", "biases")
+"""The order in which refinements are applied; within a step, the order of the user."""
+
+Observe = Callable[[ir.Model, Mapping[str, Sequence[Statistic]]], None]
+"""Shows the statistics, by tensor name, what a float model computes on all calibration samples."""
+
+BY_SCHEME = frozenset({"pair_limit"})
+"""Refinements that the weight scheme asks for (`quantize.weights`), not `quantize.refine`."""
 
 
-class Refinement(Protocol):
-    """Improves a plan."""
+class Refinement:
+    """Improves what calibration makes; every method may be left as it is here, doing nothing."""
+
+    step: ClassVar[Step] = "biases"
+
+    def prepare(self, model: ir.Model, rules: QuantRules, observe: Observe) -> ir.Model:
+        """The float model to calibrate: a new one that computes the same, or `model`. `observe` costs a pass."""
+        return model
 
     def statistics(self, model: ir.Model, rules: QuantRules) -> Mapping[str, Statistic]:
         """What to collect, new and empty, by tensor name."""
+        return {}
 
-    def refine(self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic]) -> QuantPlan:
+    def refine(
+        self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic], weights: WeightScheme
+    ) -> QuantPlan:
         """The refined plan; `seen` is what `statistics` asked for, after all samples."""
+        return plan
 
 
 def names() -> Sequence[str]:
@@ -34,8 +55,28 @@ def names() -> Sequence[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def choices() -> Sequence[str]:
+    """The names that `quantize.refine` takes, sorted."""
+    return [name for name in names() if name not in BY_SCHEME]
+
+
 def load(name: str) -> Refinement:
     """The refinement called `name`. Raises InputError with the names there are."""
     if name not in names():
-        raise InputError(f"unknown refinement {name!r}; there are: {', '.join(names())}")
+        raise InputError(f"unknown refinement {name!r}{nearest(name, choices())}")
     return cast(Refinement, importlib.import_module(f"{__name__}.{name}").REFINEMENT)
+
+
+def load_all(wanted: Iterable[str]) -> dict[str, Refinement]:
+    """The refinements called so, in the order they are applied. Raises InputError for one that cannot be asked for."""
+    asked = list(wanted)
+    for name in asked:
+        if asked.count(name) > 1:
+            raise InputError(f"refinement {name!r} is asked for {asked.count(name)} times; once is enough")
+        if name in BY_SCHEME:
+            raise InputError(
+                f"refinement {name!r} is not asked for by name: `weights` of [quantize] or of a target says which "
+                f"artifact gets it; accepted: {', '.join(choices())}"
+            )
+    loaded = {name: load(name) for name in asked}
+    return dict(sorted(loaded.items(), key=lambda item: STEPS.index(item[1].step)))

@@ -30,8 +30,9 @@ from edgeship.calibration.operators import (
     value_name,
 )
 from edgeship.calibration.patches import MATRIX_OPERATORS, Patches, kernel_rows
+from edgeship.calibration.refine import Refinement
 from edgeship.calibration.selection import select
-from edgeship.calibration.types import Array, QuantizedConstant, QuantPlan, QuantRules, TensorSpec
+from edgeship.calibration.types import Array, QuantizedConstant, QuantPlan, QuantRules, TensorSpec, WeightScheme
 from edgeship.calibration.weights import quantize_bias
 
 CORRECTED = frozenset({"Conv", "Gemm"})
@@ -89,15 +90,19 @@ class Mean:
         self._pending = 0
 
 
-class BiasCorrection:
+class BiasCorrection(Refinement):
     """The refinement: observes the inputs of the layers, then corrects their biases."""
+
+    step = "biases"
 
     def statistics(self, model: ir.Model, rules: QuantRules) -> dict[str, Statistic]:
         """An empty `Mean` for the input of every layer that may be corrected."""
         nodes = [node for node in select(model, rules).int8 if node.op_type in CORRECTED]
         return {value_name(activation_inputs(node)[0]): Mean() for node in nodes}
 
-    def refine(self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic]) -> QuantPlan:
+    def refine(
+        self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic], weights: WeightScheme
+    ) -> QuantPlan:
         """The plan with corrected biases."""
         return correct_biases(model, plan, seen)
 

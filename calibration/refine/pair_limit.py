@@ -34,7 +34,8 @@ from edgeship.calibration.operators import (
     value_name,
 )
 from edgeship.calibration.patches import from_kernel_rows, kernel_rows
-from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, QuantRules
+from edgeship.calibration.refine import Refinement
+from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, WeightScheme
 from edgeship.calibration.weights import quantize_bias
 
 LIMIT = 128
@@ -147,7 +148,7 @@ def _search(exact: Array, scales: Array, channel: Array, qmax: int) -> tuple[Arr
     for share in np.linspace(0.0, 1.0, _CANDIDATES):
         factor = 1.0 + share * (largest - 1.0)
         step = (scales * factor).astype(np.float32).astype(np.float64)[channel][:, np.newaxis]
-        integers = _repair(exact / step, qmax)
+        integers = repair(exact / step, qmax)
         squares = ((exact - integers * step) ** 2).sum(axis=1)
         error = np.bincount(channel, squares, scales.size)
         better = error < best_error
@@ -175,7 +176,7 @@ def _enlargement(exact: Array, scales: Array, channel: Array, qmax: int) -> Arra
         factor[np.unique(channel[bad])] *= 1.005
 
 
-def _repair(wanted: Array, qmax: int) -> Array:
+def repair(wanted: Array, qmax: int) -> Array:
     """Integers nearest to `wanted` (rows, K), with each offending pair shrunk to the limit at the least squared error.
 
     For a pair with excess e, rounding rests r_a, r_b (wanted minus integer, in the pair's own sign): minimizing
@@ -194,14 +195,14 @@ def _repair(wanted: Array, qmax: int) -> Array:
     return np.asarray((integers * sign).reshape(wanted.shape[0], -1)[:, :width])
 
 
-class PairLimit:
+class PairLimit(Refinement):
     """The refinement: needs nothing but the weights."""
 
-    def statistics(self, model: ir.Model, rules: QuantRules) -> dict[str, Statistic]:
-        """Nothing: the limit holds for every input."""
-        return {}
+    step = "weights"
 
-    def refine(self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic]) -> QuantPlan:
+    def refine(
+        self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic], weights: WeightScheme
+    ) -> QuantPlan:
         """The plan with pair-limited weights."""
         return limit_pairs(model, plan)
 

@@ -8,7 +8,7 @@ built now.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgeship.calibration.collect import Feeds
     from edgeship.calibration.data import Samples
+    from edgeship.calibration.overrides import Override
     from edgeship.calibration.types import Finding, QuantPlan, QuantRules, WeightScheme
     from edgeship.pipeline.recipe import Recipe
 
@@ -36,6 +37,7 @@ class Quantized:
     rules: str
     algorithm: str
     refinements: tuple[str, ...]
+    overrides: tuple[Override, ...]
     samples: int
 
     @property
@@ -44,7 +46,7 @@ class Quantized:
         return next(iter(self.plans.values()))
 
 
-def quantize_model(  # noqa: PLR0913 - four of seven are keyword-only options
+def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: Sequence[QuantRules],
@@ -52,12 +54,14 @@ def quantize_model(  # noqa: PLR0913 - four of seven are keyword-only options
     algorithm: str = "minmax",
     schemes: Sequence[WeightScheme] = ("full",),
     per_tensor: bool = False,
+    refinements: Sequence[str] = ("bias_correction",),
+    overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> Quantized:
     """The model quantized under the strictest of `rules`, once per weight scheme, after one pass over `samples`.
 
-    Raises InputError for unusable samples, an unknown algorithm, rules that exclude each other, or a model without a
-    node that can be int8. `model` is not modified.
+    Raises InputError for unusable samples, an unknown algorithm or refinement, an override in vain, rules that exclude
+    each other, or a model without a node that can be int8. `model` is not modified.
     """
     from edgeship.calibration.quantize import calibrate
     from edgeship.calibration.types import strictest
@@ -69,10 +73,27 @@ def quantize_model(  # noqa: PLR0913 - four of seven are keyword-only options
         raise InputError(f"the targets cannot share one quantized model: {error}") from error
     if per_tensor:
         together = replace(together, weight=replace(together.weight, axis=None))
-    calibration = calibrate(model, samples, together, open_float, algorithm=algorithm, progress=progress)
+    calibration = calibrate(
+        model,
+        samples,
+        together,
+        open_float,
+        algorithm=algorithm,
+        refinements=refinements,
+        overrides=overrides,
+        progress=progress,
+    )
     plans = {scheme: calibration.plan(scheme) for scheme in schemes}
     models = {scheme: calibration.quantized(plan, scheme) for scheme, plan in plans.items()}
-    return Quantized(plans, models, together.name, algorithm, calibration.refinements, calibration.samples)
+    return Quantized(
+        plans,
+        models,
+        together.name,
+        algorithm,
+        calibration.refinements,
+        calibration.overrides,
+        calibration.samples,
+    )
 
 
 def run(context: StageContext) -> None:
@@ -101,6 +122,8 @@ def run(context: StageContext) -> None:
         algorithm=settings.algorithm,
         schemes=schemes,
         per_tensor=settings.per_tensor,
+        refinements=settings.refine,
+        overrides=[wish.as_override() for wish in settings.override],
         progress=context.progress,
     )
     for scheme, model in result.models.items():
@@ -142,6 +165,7 @@ def describe(result: Quantized) -> dict[str, Any]:
         "algorithm": result.algorithm,
         "refinements": list(result.refinements),
         "samples": result.samples,
+        "overrides": [asdict(override) for override in result.overrides],
         "int8_nodes": list(plan.int8_nodes),
         "activations": activations,
         "weights": {name: _weight_facts(plan, name) for name in plan.weights},
@@ -172,8 +196,15 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         "quantize": recipe.dump("quantize"),
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
-        "data": recipe.data_digest("calibration") if recipe.quantize.mode == "static" else None,
+        "data": _calibration_digest(recipe) if recipe.quantize.mode == "static" else None,
     }
+
+
+def _calibration_digest(recipe: Recipe) -> str:
+    digest = recipe.data_digest("calibration")
+    if digest is None:
+        raise InputError(f"{recipe.path.name}: data.calibration is not set; int8 ranges are chosen on real samples")
+    return digest
 
 
 def _models(recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
