@@ -157,10 +157,9 @@ def _real(boundary: Boundary, integers: Array) -> Array:
 
 
 def _layout(boundary: Boundary, integers: Array, reference: Array) -> tuple[int, ...]:
-    """The permutation from the artifact's axes to the model's: as they are or channels last, whichever is closer."""
-    rank = integers.ndim
-    candidates = [tuple(range(rank)), (0, rank - 1, *range(1, rank - 1))] if rank > 2 else [tuple(range(rank))]
-    fitting = [c for c in candidates if tuple(integers.shape[axis] for axis in c) == reference.shape]
+    """The permutation from the artifact's axes to the model's: of all that fit the shape, the one that is closest."""
+    orders = itertools.permutations(range(integers.ndim))
+    fitting = [order for order in orders if tuple(integers.shape[axis] for axis in order) == reference.shape]
     if not fitting:
         raise ValueError(f"{boundary.real}: the artifact has the shape {integers.shape}, the model {reference.shape}")
     return min(fitting, key=lambda c: float(np.abs(_real(boundary, np.transpose(integers, c)) - reference).mean()))

@@ -1,6 +1,6 @@
 """The bytes of a TFLite model: the only file that knows the flatbuffer schema.
 
-Buffers are stored once per content and aligned to 16 bytes, as the schema demands; equal calls give equal bytes.
+Buffers are stored once per content; equal calls give equal bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from edgeship.calibration.errors import StageError
 from edgeship.calibration.types import Array
 from edgeship.targets.tflite import versions
 
-FILE_IDENTIFIER = b"TFL3"
 SCHEMA_VERSION = 3
-ALIGNMENT = 16
-LARGEST_FILE = 2**31 - 1
 SIGNATURE = "serving_default"
 _OTHER_OPTIONS = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), "Pool2DOptions"),
@@ -29,6 +26,7 @@ _OTHER_OPTIONS = {
     ),
     **dict.fromkeys(("MAXIMUM", "MINIMUM"), "MaximumMinimumOptions"),
     "L2_NORMALIZATION": "L2NormOptions",
+    "CONV_3D_TRANSPOSE": "Conv3DOptions",
 }
 """Operators whose options are not called after them."""
 
@@ -47,6 +45,7 @@ class Builder:
     def __init__(self) -> None:
         self._schema = _schema()
         self._buffers: dict[bytes, int] = {b"": 0}
+        self._digests = [b""]
         self._contents: list[Array] = [np.zeros(0, np.uint8)]
         self._tensors: list[Any] = []
         self._kinds: list[versions.Kind] = []
@@ -74,9 +73,7 @@ class Builder:
         if -1 in signature:
             tensor.shapeSignature = np.asarray(signature, np.int32)
         if data is not None:
-            tensor.buffer = self._buffer(
-                np.ascontiguousarray(data, dtype).view(np.uint8).reshape(-1) if data.size else data
-            )
+            tensor.buffer = self._buffer(np.asarray(data, dtype))
         if scale is not None and zero_point is not None:
             tensor.quantization = schema.QuantizationParametersT(
                 scale=np.asarray(scale, np.float32), zeroPoint=np.asarray(zero_point, np.int64), quantizedDimension=axis
@@ -107,8 +104,36 @@ class Builder:
             raise ValueError(f"{name} has no options, {list(fields)} given")
         self._operators.append(operator)
 
+    def rename(self, index: int, name: str) -> None:
+        """Gives a tensor another name."""
+        self._tensors[index].name = name
+
+    @property
+    def count(self) -> int:
+        """The number of operators so far."""
+        return len(self._operators)
+
+    @property
+    def written(self) -> list[tuple[Any, ...]]:
+        """Each operator as values that are equal where operators do the same; shapes do not count."""
+        return [
+            (
+                list(self._codes)[operator.opcodeIndex],
+                tuple(self._content_of(int(index)) for index in operator.inputs),
+                tuple(operator.outputs),
+                str(sorted(vars(operator.builtinOptions).items())) if operator.builtinOptionsType else "",
+            )
+            for operator in self._operators
+        ]
+
+    def _content_of(self, index: int) -> tuple[int, bytes]:
+        buffer = self._tensors[index].buffer if index >= 0 else 0
+        return index, self._digests[buffer]
+
     def finish(self, signature: Signature, metadata: Mapping[str, bytes]) -> bytes:
         """The file's bytes. Raises StageError when they would not fit a flatbuffer (2 GB)."""
+        from edgeship.targets.tflite.packing import pack
+
         schema = self._schema
         model = schema.ModelT(version=SCHEMA_VERSION, description="edgeship")
         model.operatorCodes = [self._code(name, version) for name, version in self._codes]
@@ -123,13 +148,13 @@ class Builder:
         graph.outputs = np.asarray(list(signature.outputs.values()), np.int32)
         model.subgraphs = [graph]
         model.signatureDefs = [self._signature(signature)]
-        model.buffers = [_aligned(schema, content) for content in self._contents]
-        return _pack(model, sum(content.nbytes + ALIGNMENT for content in self._contents))
+        return pack(schema, model, self._contents)
 
     def _buffer(self, content: Array) -> int:
-        digest = hashlib.sha256(content.data).digest() if content.size else b"empty"
+        digest = hashlib.sha256(np.ascontiguousarray(content).data).digest() if content.size else b"empty"
         if digest not in self._buffers:
             self._buffers[digest] = len(self._contents)
+            self._digests.append(digest)
             self._contents.append(content)
         return self._buffers[digest]
 
@@ -185,6 +210,7 @@ _ENUMS = {
     "mode": "MirrorPadMode",
     "inDataType": "TensorType",
     "outDataType": "TensorType",
+    "outType": "TensorType",
     "outputType": "TensorType",
     "quantizedBiasType": "TensorType",
 }
@@ -196,48 +222,3 @@ def _set(options: Any, key: str, value: Any) -> None:
     if not hasattr(options, name):
         raise ValueError(f"{type(options).__name__} has no field {name}")
     setattr(options, name, getattr(getattr(_schema(), _ENUMS[name]), value) if isinstance(value, str) else value)
-
-
-def _aligned(schema: Any, content: Array) -> Any:
-    """A BufferT whose bytes start on a multiple of 16 (`force_align` of the schema, which flatbuffers' Python side
-    ignores).
-    """
-
-    class AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # the schema module has no types
-        def Pack(self, builder: Any) -> Any:  # noqa: N802 - flatbuffers' name
-            vector = None
-            if content.size:
-                builder.StartVector(1, content.nbytes, ALIGNMENT)
-                builder.head -= content.nbytes
-                builder.Bytes[builder.head : builder.head + content.nbytes] = content.data
-                vector = builder.EndVector()
-            schema.BufferStart(builder)
-            if vector is not None:
-                schema.BufferAddData(builder, vector)
-            return schema.BufferEnd(builder)
-
-    return AlignedBuffer()
-
-
-def _pack(model: Any, constants: int) -> bytes:
-    import flatbuffers  # type: ignore[import-untyped]  # has no types
-
-    if constants > LARGEST_FILE:
-        raise StageError(f"the constants take {constants} bytes; a TFLite file holds at most {LARGEST_FILE}")
-
-    class SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # has no types
-        """Writes equal vectors once: the zero points of weights and biases are all zeros, shapes repeat."""
-
-        def __init__(self, size: int) -> None:
-            super().__init__(size)
-            self.written: dict[tuple[str, bytes], Any] = {}
-
-        def CreateNumpyVector(self, x: Array) -> Any:  # noqa: N802 - flatbuffers' name
-            key = (x.dtype.str, x.tobytes())
-            if key not in self.written:
-                self.written[key] = super().CreateNumpyVector(x)
-            return self.written[key]
-
-    builder = SharingBuilder(constants + (1 << 16))
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,27 +13,39 @@ import onnx_ir as ir
 from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.types import Finding
 from edgeship.targets.base import ConvertOptions, IoDtype
+from edgeship.targets.tflite import dtypes
 from edgeship.targets.tflite.builder import Builder, Signature
+from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
 from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
 from edgeship.targets.tflite.fusion import fuse_activations
-from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, unsigned
+from edgeship.targets.tflite.graph import (
+    DEQUANTIZE,
+    MALFORMED,
+    QUANTIZE,
+    Graph,
+    Node,
+    Tensor,
+    Unsupported,
+    judged,
+    malformed,
+    unsigned,
+)
 from edgeship.targets.tflite.layout import Arrangement, Layout, LayoutRule, View, decide, natural
 from edgeship.targets.tflite.layout_rules import NATURAL
 from edgeship.targets.tflite.lower import lower
-from edgeship.targets.tflite.op import Op
+from edgeship.targets.tflite.op import Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.quantization import settle
 
-ELEMENT_TYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
-"""What TFLite's kernels compute on, of all that its schema can store."""
+REFUSED = "the model cannot become TFLite:"
 
 
 def check(model: ir.Model) -> list[Finding]:
     """Every node that cannot be converted, with the reason; empty when `convert` will succeed."""
     try:
-        return _Conversion(model, ConvertOptions()).findings
+        return _converted(model, ConvertOptions()).findings
     except UnsupportedError as error:
         return list(error.findings)
 
@@ -42,15 +55,40 @@ def convert(model: ir.Model, options: ConvertOptions) -> bytes:
 
     Raises UnsupportedError with all findings, InputError for an io_dtype that the model does not allow.
     """
-    conversion = _Conversion(model, options)
+    conversion = _converted(model, options)
     if conversion.findings:
-        raise UnsupportedError("the model cannot become TFLite:", conversion.findings)
-    return conversion.finish()
+        raise UnsupportedError(REFUSED, conversion.findings)
+    with _sound_model():
+        return conversion.finish()
+
+
+@contextmanager
+def _sound_model() -> Iterator[None]:
+    """Raises UnsupportedError where the model as a whole makes no sense to the code that reads it."""
+    try:
+        yield
+    except (Unsupported, *MALFORMED) as error:
+        raise UnsupportedError(REFUSED, [malformed("the model", error)]) from error
+
+
+def _converted(model: ir.Model, options: ConvertOptions) -> _Conversion:
+    """The written model; what is dynamic in it is proved by writing it for other sizes too."""
+    with _sound_model():
+        conversion = _Conversion(model, options)
+        if conversion.is_dynamic and not conversion.findings:
+            twin = _Conversion(model, options, twin=True)
+            conversion.findings += twin.findings or differences(conversion.written, twin.written)
+        return conversion
 
 
 def op_of(node: Node) -> Op | None:
     """What is known of the node's operator, or None."""
     return REGISTRY.get(node.op_type)
+
+
+def _limits_of(node: Node) -> tuple[Limit, ...] | None:
+    op = op_of(node)
+    return None if op is None else op.limits
 
 
 def _rule_of(node: Node) -> LayoutRule:
@@ -81,14 +119,16 @@ class Border:
 class _Conversion:
     """One model on its way: lowered, arranged, written."""
 
-    def __init__(self, model: ir.Model, options: ConvertOptions) -> None:
+    def __init__(self, model: ir.Model, options: ConvertOptions, *, twin: bool = False) -> None:
         self.options = options
+        self.marks: list[tuple[str, int]] = []
         self.inputs: list[Border] = []
         self.outputs: list[Border] = []
-        self.graph, self.findings = lower(model, Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
+        self.graph, self.findings = lower(model, Expander(EXPANSIONS, _is_refused, set(REGISTRY)), twin=twin)
         self.findings += _refusals(self.graph)
         if self.findings:
             return
+        dtypes.settle_types(self.graph, _limits_of)
         fuse_activations(self.graph, op_of)
         settle(self.graph, op_of)
         _set_io(self.graph, options.io_dtype)
@@ -109,10 +149,19 @@ class _Conversion:
         op = op_of(node)
         if op is None or any(t not in self.writer.produced and not t.is_constant for t in node.tensors()):
             return
-        try:
+        with judged(node.where, self.findings):
             op.convert(Emit(self.writer, node, arrangement))
-        except Unsupported as error:
-            self.findings.append(Finding(node.where, error.rule, error.seen, error.accepted))
+        self.marks.append((node.where, self.builder.count))
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether an input has a dimension that is known only at run time."""
+        return any(tensor.is_dynamic for tensor in self.graph.inputs.values())
+
+    @property
+    def written(self) -> Written:
+        """The operators, to compare with those for other sizes."""
+        return Written(self.builder.written, self.marks)
 
     def _output(self, name: str, tensor: Tensor) -> Border:
         """The output in its final layout; a copy where it is an input, a constant, or another output already."""
@@ -128,7 +177,7 @@ class _Conversion:
         return Border(name, operand, layout, name not in self.graph.integers)
 
     def finish(self) -> bytes:
-        """The file's bytes."""
+        """The file's bytes. Nothing else can be asked of the conversion afterwards."""
         described = {
             "version": METADATA_VERSION,
             "inputs": [border.described() for border in self.inputs],
@@ -137,6 +186,7 @@ class _Conversion:
         }
         signature = Signature(_indices(self.inputs), _indices(self.outputs))
         content = json.dumps(described, sort_keys=True, separators=(",", ":")).encode()
+        del self.graph, self.plan, self.writer  # the constants that the file holds otherwise have no need of memory now
         return self.builder.finish(signature, {METADATA: content})
 
 
@@ -154,13 +204,10 @@ def _refusals(graph: Graph) -> list[Finding]:
             continue
         if not all(tensor.known for tensor in node.tensors()):
             continue  # what is wrong before it is listed already; its own shape cannot be judged
-        try:
+        with judged(node.where, findings):
             reason = _refusal(op, node)
-        except Unsupported as error:
-            findings.append(Finding(node.where, error.rule, error.seen, error.accepted))
-            continue
-        if reason:
-            findings.append(Finding(node.where, reason))
+            if reason:
+                findings.append(Finding(node.where, reason))
     return findings
 
 
@@ -169,22 +216,17 @@ def _is_refused(node: Node) -> bool:
     op = op_of(node)
     try:
         return op is None or _refusal(op, node) is not None
-    except Unsupported:
+    except (Unsupported, *MALFORMED):
         return True
 
 
 def _refusal(op: Op, node: Node) -> str | None:
     """Why the node cannot be converted, or None; its layout rule is tried too, since it reads the node's parameters."""
-    reason = _type_refusal(node) or op.refusal(node)
+    reason = dtypes.refusal(node, op.limits) or op.refusal(node)
     if reason is None:
         incoming = tuple(None if t is None or t.is_constant else natural(t.rank) for t in node.inputs)
         op.layout.arrangements(View(node, incoming, (None,) * len(node.outputs)))
     return reason
-
-
-def _type_refusal(node: Node) -> str | None:
-    strange = {str(t.dtype) for t in (*node.tensors(), *node.outputs) if t.dtype.name not in ELEMENT_TYPES}
-    return f"it works on {', '.join(sorted(strange))}; accepted: {', '.join(ELEMENT_TYPES)}" if strange else None
 
 
 def _set_io(graph: Graph, dtype: IoDtype) -> None:

@@ -127,15 +127,40 @@ class Writer:
         """`source` under another shape, written to `target` or a new tensor; itself when nothing changes."""
         if target is None and tuple(shape) == source.shape:
             return source
-        if list(signature).count(-1) > 1:
-            raise Unsupported("a reshape with several dynamic dimensions", f"shape {list(signature)}", "one at most")
         if target is None:
             target = self.new(f"{source.name}/reshaped", shape, source.dtype, source.quant, signature=signature)
         if not shape:
             self.operator("SQUEEZE", [source], [target])  # RESHAPE cannot say "scalar": an empty shape is no constant
         else:
-            self.operator("RESHAPE", [source, self.ints("shape", np.array(signature, np.int32))], [target])
+            self.operator("RESHAPE", [source, self._shape(source, shape, signature)], [target])
         return target
+
+    def _shape(self, source: Operand, shape: Sequence[int], signature: Sequence[int]) -> Operand:
+        """The operand that tells RESHAPE `signature`: a constant where at most one dimension is dynamic, else computed.
+
+        All but one of the dynamic dimensions must be dimensions of `source`.
+        """
+        dynamic = [place for place, size in enumerate(signature) if size == -1]
+        if len(dynamic) < 2:
+            return self.ints("shape", np.array(signature, np.int32))
+        given = [size if known == -1 else None for size, known in zip(source.shape, source.signature, strict=True)]
+        unknown = [place for place in dynamic if given.count(shape[place]) != 1]
+        if len(unknown) > 1:
+            raise Unsupported("a reshape mixes dynamic dimensions", f"shape {list(signature)}", "one of them at most")
+        rest = unknown[0] if unknown else dynamic[0]
+        whole = self.new("shape", (source.rank,), np.dtype(np.int32))
+        self.operator("SHAPE", [source], [whole], out_type="INT32")
+        parts = []
+        for place, size in enumerate(signature):
+            if size != -1 or place == rest:
+                parts.append(self.ints("dimension", np.array([size], np.int32)))
+                continue
+            parts.append(self.new("dimension", (1,), np.dtype(np.int32)))
+            begin = self.ints("begin", np.array([given.index(shape[place])], np.int32))
+            self.operator("SLICE", [whole, begin, self.ints("size", np.array([1], np.int32))], [parts[-1]])
+        joined = self.new("shape", (len(parts),), np.dtype(np.int32))
+        self.operator("CONCATENATION", parts, [joined], axis=0)
+        return joined
 
     def ints(self, name: str, values: Array) -> Operand:
         """A constant of int32 parameters."""

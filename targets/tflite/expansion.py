@@ -24,6 +24,13 @@ MOST_NODES = 20_000
 """Nodes that one expansion may write: an unrolled loop beyond it is refused."""
 
 
+SEQUENCES = frozenset({
+    "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert",
+    "SequenceLength", "SequenceMap", "SplitToSequence",
+})  # fmt: skip
+"""Operators on lists of tensors, which TFLite has not."""
+
+
 class Reading(Protocol):
     """What an expansion needs of the walk over the model."""
 
@@ -129,6 +136,8 @@ class Expander:
 
     def at_once(self, node: Node) -> Expand | None:
         """How to write `node`, whose output types nobody needs to know; None when it may stay or cannot be written."""
+        if node.op_type in SEQUENCES:
+            raise Unsupported("TFLite has no sequences of tensors", "", "tensors; a simplified export has no others")
         own = self.expansions.get(node.op_type)
         if own is not None:
             if node.opset < own.since:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,26 +23,33 @@ def expand_function(scope: Scope, node: Node) -> Sequence[Tensor | None]:
     """The standard's own definition by other operators."""
     body = _body(node)
     opset = next(entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx"))
-    given = {a.name: a for a in _proto(node).attribute}
-    given = {**{a.name: a for a in body.attribute_proto}, **given}
+    given = {**_defaults(node), **{a.name: a for a in (*body.attribute_proto, *_proto(node).attribute)}}
     absent = {name for place, name in enumerate(body.input) if not node.has(place)}
     nodes = [_bound(inner, given, absent) for inner in body.node]
     values = [onnx.ValueInfoProto(name=name) for name in body.input]
-    results = [onnx.ValueInfoProto(name=name) for name in body.output]
+    wanted = [name for name, tensor in zip(body.output, node.outputs, strict=False) if tensor.name]
+    results = [onnx.ValueInfoProto(name=name) for name in wanted]
     graph = ir.serde.deserialize_graph(onnx.GraphProto(name=body.name, node=nodes, input=values, output=results))
     names = {old: tensor.name for old, tensor in zip(body.output, node.outputs, strict=False) if tensor.name}
     for value in (value for inner in graph for value in inner.outputs if value.name):
         value.name = names.get(value.name or "", f"{scope.prefix}/{value.name}")
     inputs = [*node.inputs, *[None] * (len(body.input) - len(node.inputs))]
     with scope.reading.at_opset(opset):
-        return scope.body(graph, inputs)[: len(node.outputs)]
+        made = dict(zip(wanted, scope.body(graph, inputs), strict=True))
+    return [made.get(name) for name in body.output[: len(node.outputs)]]
 
 
-def _schema(node: Node) -> onnx.defs.OpSchema | None:
+def _schema(node: Node) -> Any:  # onnx's stubs leave out the methods for functions that depend on their inputs
     try:
         return onnx.defs.get_schema(node.op_type, node.opset, "")
     except onnx.defs.SchemaError:
         return None
+
+
+def _defaults(node: Node) -> dict[str, onnx.AttributeProto]:
+    schema = _schema(node)
+    defaults = {} if schema is None else {name: a.default_value for name, a in schema.attributes.items()}
+    return {name: value for name, value in defaults.items() if value.type}
 
 
 def _body(node: Node) -> onnx.FunctionProto:
@@ -51,16 +59,20 @@ def _body(node: Node) -> onnx.FunctionProto:
         raise Unsupported("is not an operator of the standard")
     if schema.has_function:
         version = _version(schema.function_opset_versions, node.opset)
-        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(version))
+        return _parsed(schema.get_function_with_opset_version(version))
     version = _version(schema.context_dependent_function_opset_versions, node.opset)
     types = [_type(tensor).SerializeToString() for tensor in node.inputs]
-    content = schema.get_context_dependent_function_with_opset_version(
-        version, _proto(node).SerializeToString(), types
-    )
-    body = onnx.FunctionProto.FromString(content)
+    content = schema.get_context_dependent_function_with_opset_version(version, _proto(node).SerializeToString(), types)
+    body = _parsed(content)
     if not body.node:
         raise Unsupported("the standard gives it no definition for these inputs")
     return body
+
+
+def _parsed(content: bytes) -> onnx.FunctionProto:
+    function = onnx.FunctionProto()
+    function.ParseFromString(content)
+    return function
 
 
 def _version(versions: Sequence[int], opset: int) -> int:
@@ -83,9 +95,7 @@ def _proto(node: Node) -> onnx.NodeProto:
     return proto
 
 
-def _bound(
-    node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto], absent: Collection[str]
-) -> onnx.NodeProto:
+def _bound(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto], absent: Collection[str]) -> onnx.NodeProto:
     """The node with the function's attributes filled in; attributes and inputs that are not given are left out."""
     bound = onnx.NodeProto()
     bound.CopyFrom(node)

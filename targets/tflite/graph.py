@@ -5,12 +5,13 @@ known.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from edgeship.calibration.types import Array, QuantParams
+from edgeship.calibration.types import Array, Finding, QuantParams
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64))
 QUANTIZE = "QuantizeLinear"
@@ -23,6 +24,27 @@ class Unsupported(Exception):  # noqa: N818 - a verdict on one node, which the c
     def __init__(self, rule: str, seen: str = "", accepted: str = "") -> None:
         super().__init__(rule)
         self.rule, self.seen, self.accepted = rule, seen, accepted
+
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What code that reads valid models raises on others: an index out of range, a shape that does not fit."""
+
+
+@contextmanager
+def judged(where: str, findings: list[Finding]) -> Iterator[None]:
+    """Adds to `findings` why the node at `where` cannot be expressed, or that it makes no sense."""
+    try:
+        yield
+    except Unsupported as error:
+        findings.append(Finding(where, error.rule, error.seen, error.accepted))
+    except MALFORMED as error:
+        findings.append(malformed(where, error))
+
+
+def malformed(where: str, error: Exception) -> Finding:
+    """What is said of a node, or a model, that makes no sense to the code that reads it."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return Finding(where, "is malformed, or beyond what is known", f"{type(error).__name__}: {text}", "valid ONNX")
 
 
 @dataclass(eq=False)

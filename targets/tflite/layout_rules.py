@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgeship.targets.tflite.dtypes import USUAL
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout import (
     Arrangement,
@@ -47,19 +48,25 @@ NATURAL = Natural()
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """Works on and makes channels-last tensors: input 0 is the data, the others are constants the operator sees to."""
+    """Works on and makes channels-last tensors: the inputs `data` are such, the others lie in ONNX's order."""
 
     keeps_order: ClassVar[bool] = False
+    data: tuple[int, ...] = (0,)
 
     def arrangements(self, view: View) -> list[Arrangement]:
         """The one way."""
-        rest: Layouts = tuple(None if t is None else natural(t.rank) for t in view.node.inputs[1:])
         outputs = tuple(channels_last(t.rank) for t in view.node.outputs)
-        return [Arrangement((channels_last(view.node.x.rank), *rest), outputs)]
+        return [Arrangement(self._inputs(view.node, natural), outputs)]
 
     def wishes(self, node: Node, wished: Layouts) -> Layouts:
         """Channels last for the data."""
-        return (channels_last(node.x.rank),)
+        return self._inputs(node, lambda rank: None)
+
+    def _inputs(self, node: Node, others: Callable[[int], Layout | None]) -> Layouts:
+        return tuple(
+            None if t is None else channels_last(t.rank) if index in self.data else others(t.rank)
+            for index, t in enumerate(node.inputs)
+        )
 
     def takes_any_order(self, node: Node, index: int) -> bool:
         """Never."""
@@ -95,6 +102,20 @@ class Pointwise:
     def takes_any_order(self, node: Node, index: int) -> bool:
         """With one computed tensor and nothing that differs from element to element."""
         return all(t is None or i == index or t.size == 1 for i, t in enumerate(node.inputs))
+
+
+@dataclass(frozen=True)
+class Converts(Pointwise):
+    """A change of type: data moves where its type is one that TRANSPOSE takes."""
+
+    def arrangements(self, view: View) -> list[Arrangement]:
+        """In the order the output is wished or the input comes in where that tensor's type cannot move; else as any."""
+        node = view.node
+        fixed = view.wished[0] if node.y.dtype.name not in USUAL else None
+        fixed = view.incoming[0] if node.x.dtype.name not in USUAL else fixed
+        if fixed is None or fixed.split:
+            return super().arrangements(view)
+        return [self._arranged(node, fixed)]
 
 
 @dataclass(frozen=True)
@@ -305,6 +326,7 @@ class Rows:
 
 CHANNELS_LAST = ChannelsLast()
 POINTWISE = Pointwise()
+CONVERTS = Converts()
 ALONG_AXES = AlongAxes()
 ALONG_AXES_ALL = AlongAxes(data=None)
 RESHAPES = Reshapes()

@@ -11,27 +11,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from edgeship.calibration.types import Array, Finding, QuantParams, TensorSpec
 from edgeship.targets.tflite.expansion import Expand, Expander, Scope
-from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, constant, unsigned
+from edgeship.targets.tflite.graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Graph,
+    Node,
+    Tensor,
+    Unsupported,
+    constant,
+    judged,
+    unsigned,
+)
+from edgeship.targets.tflite.inference import constant_value, evaluate, is_element_type, may_be_folded, types_of
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_FOLDED = 1 << 24
 """Elements; a larger constant is not computed at conversion time (it would grow the file beyond its weights)."""
+LARGEST_SIZE = 2**31
+STAND_INS = ((1, 224), (2, 735), (2, 736))
+"""What stands for dynamic dimensions: (batch, any other). The model is read under the first pair, and, to see what
+depends on them, under another: an odd one, or, for models that need multiples of 32, one that is. Each further name of
+a dimension stands for 32 more.
+"""
 _INTEGERS = {ir.DataType.INT8: (8, True), ir.DataType.UINT8: (8, False), ir.DataType.INT32: (32, True)}
 
 
-def lower(model: ir.Model, expander: Expander) -> tuple[Graph, list[Finding]]:
-    """The conversion graph of `model`, and what in it could not even be read, node by node."""
-    lowering = _Lowering(model, 1, expander)
-    if lowering.is_dynamic and not lowering.findings:
-        lowering.sign(_Lowering(model, 2, expander))
+def lower(model: ir.Model, expander: Expander, *, twin: bool = False) -> tuple[Graph, list[Finding]]:
+    """The conversion graph of `model`, and what in it could not even be read, node by node.
+
+    Where the model has dynamic dimensions, sizes stand for them; `twin` takes other sizes for the same graph.
+    """
+    lowering = _Lowering(model, STAND_INS[0], expander)
+    if lowering.dynamic and not lowering.findings:
+        others = (_Lowering(model, sizes, expander) for sizes in STAND_INS[1:])
+        other = next((other for other in others if not other.findings), None)
+        other = other or _Lowering(model, STAND_INS[-1], expander)
+        if twin and not other.findings:
+            lowering, other = other, lowering
+        lowering.sign(other)
     return lowering.graph(), lowering.findings
 
 
@@ -70,17 +95,17 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 
 
 class _Lowering:
-    """One walk over the model with one batch size standing for the dynamic one."""
+    """One walk over the model with `sizes` (batch, any other) standing for the dynamic dimensions."""
 
-    def __init__(self, model: ir.Model, batch: int, expander: Expander) -> None:
-        self.model, self.batch, self.expander = model, batch, expander
+    def __init__(self, model: ir.Model, sizes: tuple[int, int], expander: Expander) -> None:
+        self.model, self.sizes, self.expander = model, sizes, expander
         self.opset = int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
         self.tensors: dict[ir.Value, Tensor] = {}
         self.nodes: list[Node] = []
         self.findings: list[Finding] = []
         self.quantized: dict[tuple[Tensor, str], Tensor] = {}
         self.signed: dict[Tensor, Tensor] = {}
-        self.is_dynamic = False
+        self.dynamic: dict[str, int] = {}
         for value in model.graph.inputs:
             if not value.is_initializer():
                 self.tensors[value] = self._input(value)
@@ -99,24 +124,25 @@ class _Lowering:
     def _input(self, value: ir.Value) -> Tensor:
         if value.shape is None or value.dtype is None:
             raise_unreadable(f"input {value.name!r}", "its shape or type is unknown", "a static shape")
-        shape: list[int] = []
+        shape = []
+        if not is_element_type(value.dtype) or any(
+            isinstance(d, int) and not 0 <= d < LARGEST_SIZE for d in value.shape
+        ):
+            raise_unreadable(f"input {value.name!r}", f"{value.dtype} {value.shape}", "a tensor of numbers")
         for axis, dimension in enumerate(value.shape):
             if isinstance(dimension, int):
                 shape.append(dimension)
-            elif axis == 0:
-                self.is_dynamic = True
-                shape.append(self.batch)
-            else:
-                raise_unreadable(
-                    f"input {value.name!r}", f"axis {axis} is dynamic ({dimension})", "only the batch (axis 0) may be"
-                )
+            else:  # dimensions of one name are of one size
+                name = dimension.value or f"{value.name}:{axis}"
+                size = self.sizes[0] if axis == 0 else self.sizes[1] + 32 * len(self.dynamic)
+                shape.append(self.dynamic.setdefault(name, size))
         return Tensor(value.name or "", tuple(shape), value.dtype.numpy())
 
     def _guarded(self, node: ir.Node) -> None:
-        try:
+        known = len(self.findings)
+        with judged(f"{node.op_type} {node.name!r}", self.findings):
             self.read(node)
-        except Unsupported as error:
-            self.findings.append(Finding(f"{node.op_type} {node.name!r}", error.rule, error.seen, error.accepted))
+        if len(self.findings) > known:
             for value in node.outputs:
                 self.tensors.setdefault(value, Tensor(value.name or "", (), np.dtype(np.float32), known=False))
 
@@ -132,12 +158,12 @@ class _Lowering:
         if node.domain not in STANDARD_DOMAINS:
             raise Unsupported(f"operators of the domain {node.domain!r} are not known", "", "standard ONNX operators")
         inputs = [None if value is None else self._tensor(value) for value in node.inputs]
-        if node.op_type in (QUANTIZE, DEQUANTIZE):
+        if node.op_type in (QUANTIZE, DEQUANTIZE) and self._is_storage(node, inputs):
             self._affine(node, inputs)
             return
         lowered = Node(node.op_type, node.name or "", inputs, [], _attributes(node), node.domain, self.opset)
+        lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
         if not all(tensor.known for tensor in lowered.tensors()):
-            lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
             self.tensors.update(zip(node.outputs, lowered.outputs, strict=True))
             self.nodes.append(lowered)
             return
@@ -146,22 +172,24 @@ class _Lowering:
             for value, data in zip(node.outputs, folded, strict=True):
                 self.tensors[value] = constant(value.name or "", data)
             return
-        if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.outputs) == 1):
+        if node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.outputs) == 1 and not lowered.has(2)):
             self.tensors[node.outputs[0]] = lowered.x
-            return
-        lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
-        expand = self.expander.at_once(lowered)
-        if expand:
+        elif expand := self.expander.at_once(lowered):
             self._expand(node, lowered, expand)
-            return
-        types, lowered.outputs = self._types(node, lowered), []
+        else:
+            self._keep(node, lowered)
+
+    def _keep(self, node: ir.Node, lowered: Node) -> None:
+        """Adds the node with its outputs' types, or what stands instead of one that its entry refuses."""
+        types, lowered.outputs = types_of(node, lowered, self.opset, declared=not self.dynamic), []
         if node.op_type == "Reshape" and np.prod(types[0][0]) != lowered.x.size:
             raise Unsupported("the number of elements changes", f"{list(lowered.x.shape)} to {list(types[0][0])}")
         for value, (shape, dtype) in zip(node.outputs, types, strict=True):
+            if (size := int(np.prod(shape, dtype=np.float64))) >= LARGEST_SIZE:
+                raise Unsupported("makes a tensor that TFLite cannot count", f"{size} elements", "fewer than 2^31")
             self.tensors[value] = Tensor(value.name or f"{node.name}_output", shape, dtype)
             lowered.outputs.append(self.tensors[value])
-        expand = self.expander.instead(lowered)
-        if expand:
+        if expand := self.expander.instead(lowered):
             self._expand(node, lowered, expand)
         else:
             self.nodes.append(lowered)
@@ -173,19 +201,30 @@ class _Lowering:
 
     # Quantization ---------------------------------------------------------------------------------------------------
 
+    def _is_storage(self, node: ir.Node, inputs: list[Tensor | None]) -> bool:
+        """Whether QuantizeLinear or DequantizeLinear says how a tensor is stored in TFLite; else it is arithmetic."""
+        x, *parameters = inputs
+        if x is None or any(t is not None and t.data is None for t in parameters):
+            return x is None or not x.known
+        if node.attributes.get_int("block_size", 0) or _integer_type(node, inputs) not in _INTEGERS:
+            return False
+        if x.data is not None or x.quant or not x.known:
+            return True
+        if parameters[0] is not None and parameters[0].size > 1:
+            return False
+        if x.is_float or x.dtype.itemsize > 1:
+            return x.is_float
+        return not any(x in made.outputs for made in self.nodes if made.op_type == "Cast")
+
     def _affine(self, node: ir.Node, inputs: list[Tensor | None]) -> None:
         x, output = inputs[0], node.outputs[0]
         if x is None or inputs[1] is None:
             raise Unsupported("needs a value and a scale", "one is left out")
-        integers = node.inputs[0].dtype if node.op_type == DEQUANTIZE and node.inputs[0] is not None else None
         zero = inputs[2] if len(inputs) > 2 else None
-        dtype = ir.DataType.from_numpy(zero.dtype) if zero is not None and not zero.quant else integers
-        dtype = dtype or (ir.DataType(node.attributes.get_int("output_dtype", 0)) or ir.DataType.UINT8)
-        if dtype not in _INTEGERS:
-            raise Unsupported("integers of this type are not known", dtype.name, "int8, uint8, or int32 for a bias")
+        dtype = _integer_type(node, inputs)
         params, shift = _params(inputs[1].values(), zero.values() if zero else None, dtype, self._axis(node, x))
-        if not x.known or (x.data is None and params.spec.axis is not None):
-            raise Unsupported("a computed tensor has one scale", x.name, "per tensor; weights may be per channel")
+        if x.data is None and params.spec.axis is not None:
+            raise Unsupported("a quantized tensor that is computed has one scale", x.name, "per tensor")
         if node.op_type == DEQUANTIZE:
             self.tensors[output] = self._dequantized(x, params, shift)
         else:
@@ -194,10 +233,6 @@ class _Lowering:
     @staticmethod
     def _axis(node: ir.Node, x: Tensor) -> int:
         axis = node.attributes.get_int("axis", 1)
-        if node.attributes.get_int("block_size", 0):
-            raise Unsupported(
-                "blocked quantization has no TFLite form", "block_size is set", "per tensor or per channel"
-            )
         return axis + x.rank if axis < 0 else axis
 
     def _dequantized(self, x: Tensor, params: QuantParams, shift: int) -> Tensor:
@@ -245,58 +280,45 @@ class _Lowering:
     def _fold(self, node: ir.Node, lowered: Node) -> list[Array] | None:
         """The outputs when everything they depend on is known."""
         if node.op_type == "Constant":
-            return [_constant_value(lowered)]
-        if node.op_type == "Shape" and not (self.is_dynamic and lowered.x.shape[:1] == (self.batch,)):
+            return [constant_value(lowered)]
+        if node.op_type == "Size":
+            return [np.asarray(lowered.x.size, np.int64)]
+        if node.op_type == "Shape":
             start, end = lowered.attribute("start", 0), lowered.attribute("end", lowered.x.rank)
             return [np.asarray(lowered.x.shape[start:end], np.int64)]
         tensors = list(lowered.tensors())
         if (
             not tensors
-            or any(t.data is None or t.quant for t in tensors)
+            or any(_content(t) is None or t.quant for t in tensors)
             or any(a.type.name == "GRAPH" for a in node.attributes.values())
         ):
             return None
+        if not may_be_folded(node, lowered, self.opset, LARGEST_FOLDED):
+            return None
         proto = ir.to_proto(node)
-        feeds = {name: t.data for name, t in zip(proto.input, lowered.inputs, strict=True) if t is not None}
-        outputs = _evaluate(proto, feeds, self.opset)
-        return outputs if sum(o.size for o in outputs) <= LARGEST_FOLDED else None
-
-    def _types(self, node: ir.Node, lowered: Node) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and dtype of every output: the model's own where it says them, else ONNX's inference for this node."""
-        told = [_told(value) for value in node.outputs]
-        if not self.is_dynamic and all(t is not None for t in told):
-            return [t for t in told if t is not None]
-        proto = ir.to_proto(node)
-        types, data = {}, {}
-        for name, tensor in zip(proto.input, lowered.inputs, strict=True):
-            if tensor is None:
-                continue
-            kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
-            types[name] = onnx.helper.make_tensor_type_proto(kind, tensor.shape)
-            if tensor.data is not None and tensor.size <= 64 and not tensor.quant:
-                data[name] = onnx.numpy_helper.from_array(tensor.data, name)
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
-            opsets = [onnx.helper.make_opsetid("", self.opset)]
-            inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError) as error:
-            raise Unsupported("its output's shape cannot be inferred", str(error).splitlines()[0]) from error
-        return [_inferred(inferred, value, lowered) for value in node.outputs]
+        feeds = {name: _content(t) for name, t in zip(proto.input, lowered.inputs, strict=True) if t is not None}
+        return evaluate(proto, feeds, self.opset)
 
     # Result ---------------------------------------------------------------------------------------------------------
 
     def sign(self, other: _Lowering) -> None:
-        """Marks the dimensions that differ in `other`, the same model at another batch size, as dynamic."""
+        """Marks the dimensions that differ in `other`, the same model under other sizes, as dynamic."""
+        only_batch = all(size == self.sizes[0] for size in self.dynamic.values())
+        accepted = "a static batch" if only_batch else "static dimensions"
         if other.findings:
-            self.findings += [replace(finding, accepted="a static batch") for finding in other.findings]
+            self.findings += [replace(finding, accepted=accepted) for finding in other.findings]
             return
-        for value, tensor in self.tensors.items():
-            twin = other.tensors.get(value)
-            if twin is None or tensor.data is not None:
-                continue
-            tensor.signature = tuple(a if a == b else -1 for a, b in zip(tensor.shape, twin.shape, strict=True))
-        for node, twin_node in zip(self.nodes, other.nodes, strict=False):
-            for tensor, twin in zip(node.outputs, twin_node.outputs, strict=True):
+        pairs = list(zip_longest(self.nodes, other.nodes))
+        for node, twin in pairs:
+            if node is None or twin is None or node.op_type != twin.op_type:
+                seen = ", ".join(sorted(self.dynamic))
+                where = (node or twin).where
+                self.findings.append(Finding(where, "stands or falls with a dynamic dimension", seen, accepted))
+                return
+        same = [(t, other.tensors[value]) for value, t in self.tensors.items() if value in other.tensors]
+        same += [two for node, twin in pairs for two in zip(node.outputs, twin.outputs, strict=True)]
+        for tensor, twin in same:
+            if tensor.data is None and tensor.rank == twin.rank:
                 tensor.signature = tuple(a if a == b else -1 for a, b in zip(tensor.shape, twin.shape, strict=True))
 
     def graph(self) -> Graph:
@@ -338,6 +360,22 @@ def _absorb(graph: Graph) -> None:
         graph.nodes.remove(node)
 
 
+def _content(tensor: Tensor) -> Array | None:
+    """What is known of the value: a constant, or nothing at all of a tensor without elements."""
+    return np.zeros(tensor.shape, tensor.dtype) if tensor.data is None and not tensor.size else tensor.data
+
+
+def _integer_type(node: ir.Node, inputs: list[Tensor | None]) -> ir.DataType:
+    """The integers that QuantizeLinear makes or DequantizeLinear reads."""
+    zero, x = inputs[2] if len(inputs) > 2 else None, inputs[0]
+    if zero is not None and not zero.quant:
+        return ir.DataType.from_numpy(zero.dtype)
+    if node.op_type == DEQUANTIZE and x is not None:
+        told = node.inputs[0].dtype if node.inputs[0] is not None else None
+        return told or ir.DataType.from_numpy(x.dtype)
+    return ir.DataType(node.attributes.get_int("output_dtype", 0)) or ir.DataType.UINT8
+
+
 def _params(scale: Array, zero: Array | None, dtype: ir.DataType, axis: int) -> tuple[QuantParams, int]:
     """The parameters as signed integers, and what was subtracted to make them signed."""
     bits, signed = _INTEGERS[dtype]
@@ -349,43 +387,6 @@ def _params(scale: Array, zero: Array | None, dtype: ir.DataType, axis: int) -> 
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise Unsupported("scales must be finite and positive", f"the smallest is {scale.min()}")
     return QuantParams(scale, points - shift, spec), shift
-
-
-def _constant_value(node: Node) -> Array:
-    for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
-        if name in node.attributes:
-            dtype = None if name == "value" else np.float32 if "float" in name else np.int64
-            return np.asarray(node.attributes[name], dtype)
-    raise Unsupported("constants of this kind are not known", ", ".join(node.attributes), "a dense tensor of numbers")
-
-
-def _evaluate(proto: onnx.NodeProto, feeds: dict[str, Array | None], opset: int) -> list[Array]:
-    from onnx.reference import ReferenceEvaluator
-
-    values = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
-    results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
-    graph = onnx.helper.make_graph([proto], "constant", values, results)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    try:
-        return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
-    except Exception as error:
-        raise Unsupported("its constant inputs cannot be computed with", str(error).splitlines()[0]) from error
-
-
-def _told(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
-    if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
-        return None
-    return tuple(int(d) for d in value.shape), value.dtype.numpy()  # type: ignore[arg-type]  # all are int
-
-
-def _inferred(types: dict[str, onnx.TypeProto], value: ir.Value, node: Node) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    kind = types[value.name or ""].tensor_type if (value.name or "") in types else None
-    if kind is None or not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
-        raise Unsupported(
-            "the shape of its output depends on values known only at run time", value.name or "", "static shapes"
-        )
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return tuple(d.dim_value for d in kind.shape.dim), dtype
 
 
 def raise_unreadable(where: str, seen: str, accepted: str) -> NoReturn:

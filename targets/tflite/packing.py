@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]  # has no types
+import flatbuffers
 import numpy as np
 
 from edgeship.calibration.errors import StageError
@@ -24,16 +24,16 @@ _VTABLE_HEAD = 4
 """Bytes of a vtable before the entry of the first field, which in a Buffer is `data`."""
 
 
-def pack(schema: Any, model: Any, contents: Sequence[Array]) -> bytes:
+def pack(schema: Any, model: Any, contents: list[Array]) -> bytes:
     """The file of `model` with `contents` as its buffers. Raises StageError beyond what a flatbuffer addresses (2 GB).
 
-    A content may be a view in any order: it is written as its elements in C order.
+    A content may be a view in any order: it is written as its elements in C order. `contents` is empty afterwards.
     """
     constants = sum(content.nbytes + ALIGNMENT for content in contents)
     if constants > LARGEST_FILE:
         raise StageError(f"the constants take {constants} bytes; a TFLite file holds at most {LARGEST_FILE}")
     tables: list[int] = []
-    model.buffers = [_placeholder(schema, bool(content.size), tables) for content in contents]
+    model.buffers = _placeholders(schema, contents, tables)
     builder = _SharingBuilder(1 << 16)
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     head = bytearray(builder.Output())
@@ -44,7 +44,7 @@ def pack(schema: Any, model: Any, contents: Sequence[Array]) -> bytes:
         if content.size:
             field = _data_field(head, len(head) - table)
             struct.pack_into("<I", head, field, address - field)
-    return _joined(head, contents, addresses)
+    return _joined(head, contents, addresses, end)
 
 
 def _addresses(contents: Sequence[Array], start: int) -> tuple[list[int], int]:
@@ -64,30 +64,40 @@ def _data_field(head: bytearray, table: int) -> int:
     return table + int(field)
 
 
-def _joined(head: bytearray, contents: Sequence[Array], addresses: Sequence[int]) -> bytes:
+def _joined(head: bytearray, contents: list[Array], addresses: Sequence[int], size: int) -> bytes:
+    """The tables, and each content at its address; a content is let go when it is written."""
     file = io.BytesIO()
+    file.seek(size - 1)
+    file.write(b"\0")  # takes the memory at once: growing step by step would copy, and take more
+    file.seek(0)
     file.write(head)
-    for content, address in zip(contents, addresses, strict=True):
+    contents.reverse()
+    for address in addresses:
+        content = contents.pop()
         if content.size:
-            file.write(bytes(address - file.tell()))
+            file.seek(address)
             file.write(struct.pack("<I", content.nbytes))
             file.write(np.ascontiguousarray(content).reshape(-1).view(np.uint8).data)
     return file.getvalue()
 
 
-def _placeholder(schema: Any, filled: bool, tables: list[int]) -> Any:
-    """A BufferT that notes in `tables`, counted from the end of the file, where its table is."""
+def _placeholders(schema: Any, contents: Sequence[Array], tables: list[int]) -> list[Any]:
+    """A BufferT for each content that notes in `tables`, counted from the end of the file, where its table is."""
 
     class Placeholder(schema.BufferT):  # type: ignore[misc]  # the schema module has no types
+        def __init__(self, filled: bool) -> None:
+            super().__init__()
+            self.filled = filled
+
         def Pack(self, builder: Any) -> Any:  # noqa: N802 - flatbuffers' name
             schema.BufferStart(builder)
-            if filled:
+            if self.filled:
                 builder.PrependUOffsetTRelative(builder.Offset())
                 builder.Slot(0)
             tables.append(schema.BufferEnd(builder))
             return tables[-1]
 
-    return Placeholder()
+    return [Placeholder(bool(content.size)) for content in contents]
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # has no types

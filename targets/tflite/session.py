@@ -4,8 +4,11 @@ inside.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,9 +64,10 @@ class TFLiteSession:
         runtime.
         """
         described = description(load(path))
-        self._interpreter = _interpreter(path, threads, kernels, engine)
         try:
-            self._interpreter.allocate_tensors()
+            with _without_chatter():
+                self._interpreter = _interpreter(path, threads, kernels, engine)
+                self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: the TFLite interpreter cannot run it: {_first_line(error)}") from error
         ins, outs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
@@ -91,7 +95,18 @@ class TFLiteSession:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise StageError(f"the TFLite interpreter failed: {_first_line(error)}") from error
-        return {port.info.name: port.outward(self._interpreter.get_tensor(port.index)) for port in self._outputs}
+        return {port.info.name: port.outward(self._value(port.index)) for port in self._outputs}
+
+    def _value(self, index: int) -> Array:
+        """The content of an output; the interpreter cannot read a tensor without elements, such as boxes not found."""
+        try:
+            value: Array = self._interpreter.get_tensor(index)
+        except ValueError:
+            found = next(detail for detail in self._interpreter.get_output_details() if detail["index"] == index)
+            if 0 not in found["shape"]:
+                raise
+            return np.zeros(found["shape"], found["dtype"])
+        return value
 
     def _fed(self, port: Port, feeds: Mapping[str, Array]) -> Array:
         name, shape = port.info.name, port.info.shape
@@ -152,6 +167,24 @@ def _interpreter(path: Path, threads: int, kernels: Kernels, engine: str | None)
             return module.Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: the TFLite interpreter cannot load it: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keeps what the runtime's C++ logger writes while it loads a model off stderr; failures arrive as exceptions."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _engine(name: str | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeship.calibration.errors import InputError
 from edgeship.targets.base import IntegerShare
 from edgeship.targets.tflite.flatfile import element_types, load, operator_names, text
 
@@ -66,11 +67,15 @@ def integer_share(artifact: Path) -> IntegerShare:
             if name not in COUNTED:
                 continue
             data, count = COUNTED[name]
-            inputs = [graph.tensors[i] for i in operator.inputs if i >= 0]
-            output = graph.tensors[operator.outputs[0]]
-            macs = count([_shape(t) for t in inputs], _shape(output))
+            try:
+                inputs = [graph.tensors[i] for i in operator.inputs if i >= 0]
+                output = graph.tensors[operator.outputs[0]]
+                macs = count([_shape(t) for t in inputs], _shape(output))
+                kinds = {types[inputs[data].type], types[output.type]}
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise InputError(f"{artifact} is a damaged TFLite model: a {name} lacks what it works on") from error
             total += macs
-            if types[inputs[data].type] in INTEGERS and types[output.type] in INTEGERS:
+            if kinds <= set(INTEGERS):
                 integer += macs
             else:
                 floats.append(text(output.name))

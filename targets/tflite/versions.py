@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_SECOND_IN_INT8 = """ABS ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND CONCATENATION DEPTH_TO_SPACE
+_SECOND_IN_INT8 = """ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND CONCATENATION DEPTH_TO_SPACE
 DEQUANTIZE EQUAL EXP FLOOR_MOD GATHER GELU GREATER GREATER_EQUAL LESS LESS_EQUAL LOG LOGISTIC
 LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD NOT_EQUAL PACK PAD PADV2 REDUCE_MAX
 REDUCE_MIN REDUCE_PROD RELU RELU6 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SLICE SOFTMAX
@@ -62,6 +62,7 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("SLICE", 5): "2.5.0",
     ("RELU", 2): "2.1.0",
     ("ABS", 2): "2.4.0",
+    ("ATAN2", 1): "2.10.0",
     ("GELU", 1): "2.9.0",
     ("GELU", 2): "2.9.0",
     ("HARD_SWISH", 1): "1.15.0",
@@ -70,6 +71,22 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("SQUARED_DIFFERENCE", 2): "2.5.0",
     ("REDUCE_PROD", 2): "2.6.0",
     ("RSQRT", 2): "2.5.0",
+    ("WHERE", 2): "2.8.0",
+    ("ARG_MIN", 3): "2.9.0",
+    ("ARG_MAX", 3): "2.9.0",
+    ("FILL", 3): "2.5.0",
+    ("FILL", 2): "2.3.0",
+    ("NON_MAX_SUPPRESSION_V4", 1): "2.1.0",
+    ("REDUCE_ALL", 1): "2.6.0",
+    ("UNSORTED_SEGMENT_MIN", 1): "2.11.0",
+    ("UNSORTED_SEGMENT_MAX", 1): "2.10.0",
+    ("UNSORTED_SEGMENT_PROD", 1): "2.10.0",
+    ("CUMSUM", 1): "2.4.0",
+    ("SELECT_V2", 1): "2.2.0",
+    ("SCATTER_ND", 1): "2.1.0",
+    ("REVERSE_V2", 3): "2.5.0",
+    ("REVERSE_V2", 2): "2.2.0",
+    ("GATHER", 5): "2.5.0",
 }
 OLDEST_INT8_RUNTIME = "1.14.0"
 """Everything else this converter writes is in the first runtime with signed 8-bit kernels."""
@@ -198,6 +215,8 @@ def _split(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str,
 
 
 def _gather(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    if options.get("batch_dims"):
+        return 5
     return {"BOOL": 3, "INT8": 2}.get(given[0].type, 1)
 
 
@@ -209,6 +228,10 @@ def _tile(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, 
     return 3 if given[0].type == "INT8" else 1
 
 
+def _abs(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"INT32": 5, "INT8": 2}.get(given[0].type, 1)
+
+
 def _cast(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     kinds = {given[0].type, outputs[0].type}
     if kinds & {"FLOAT64", "FLOAT16"}:
@@ -216,22 +239,49 @@ def _cast(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, 
     return 4 if "UINT16" in kinds else 3 if "INT8" in kinds else 2 if "UINT32" in kinds else 1
 
 
+def _extremum_place(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"BOOL": 3, "INT8": 2}.get(given[0].type, 1)
+
+
+def _reverse(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"BOOL": 2, "INT8": 3}.get(given[0].type, 1)
+
+
+def _gather_nd(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"BOOL": 5, "INT16": 3}.get(given[0].type, 1)
+
+
+def _fill(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"BOOL": 2, "INT8": 3, "INT16": 3, "FLOAT16": 4}.get(given[1].type, 1)
+
+
+def _range(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return 2 if given[0].type == "INT64" else 1
+
+
 _RULES = {
+    "ABS": _abs,
     "ADD": _add,
+    "ARG_MAX": _extremum_place,
+    "ARG_MIN": _extremum_place,
     "BROADCAST_TO": _broadcast_to,
     "CAST": _cast,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
     "DIV": _div,
+    "FILL": _fill,
     "FULLY_CONNECTED": _fully_connected,
     "GATHER": _gather,
+    "GATHER_ND": _gather_nd,
     "MAXIMUM": _extremum,
     "MINIMUM": _extremum,
     "MUL": _mul,
     "PAD": _pad,
     "PADV2": _pad,
+    "RANGE": _range,
     "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _nearest,
+    "REVERSE_V2": _reverse,
     "SLICE": _slice,
     "SPLIT": _split,
     "STRIDED_SLICE": _strided_slice,

@@ -1,58 +1,80 @@
-"""Activations and other functions of one tensor.
+"""Activations: TFLite's own where it has them, else the shortest exact composition.
 
-int8: LOGISTIC, TANH, EXP, ELU, GELU and SOFTMAX go through tables or fixed point of 16 bits and more and land within
+    elu_a x = leaky_relu_a(elu x)         selu x = g elu_a x             celu_a x = a elu(x / a)
+    softplus x = relu x - log sigmoid |x|
+    mish x = x n / (n + 2) with n = e^x (e^x + 2), because tanh log(1 + e) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1)
+
+int8: LOGISTIC, TANH, EXP, ELU and GELU go through tables or fixed point of 16 bits and more and land within
 one step of the QDQ reference; HARD_SWISH computes in 16 bits and is within two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 
 from edgeship.calibration.types import FixedOutput
+from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
-from edgeship.targets.tflite.fusion import activation_of, clip_range
+from edgeship.targets.tflite.fusion import activation_of
 from edgeship.targets.tflite.graph import Node
-from edgeship.targets.tflite.layout_rules import NATURAL, POINTWISE, ByNode, LastAxis
+from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Int8, Op
-from edgeship.targets.tflite.ops.elementwise import binary, narrow_broadcast, of_types
+from edgeship.targets.tflite.ops.broadcast import apply
+from edgeship.targets.tflite.ops.elementwise import COMPARED, binary, narrow_broadcast
+from edgeship.targets.tflite.ops.unary import REAL, SIGNED, unary
 
 UNIT = FixedOutput(1 / 256, -128)
 SIGNED_UNIT = FixedOutput(1 / 128, 0)
-LOG_PROBABILITY = FixedOutput(16 / 256, 127)
-REAL = (of_types("float32"),)
-
-
-def unary(name: str) -> Callable[[Emit], None]:
-    """A `convert` that writes TFLite operator `name` on one tensor."""
-
-    def convert(emit: Emit) -> None:
-        emit.operator(name, [emit.input()], emit.output())
-
-    return convert
+SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+SATURATED = 20.0
+"""tanh(log(1 + e^x)) is 1 in float32 from here on, and e^2x still finite."""
 
 
 def convert_clip(emit: Emit) -> None:
-    """Writes a Relu or Clip: TFLite's own where the interval has one, else MAXIMUM and MINIMUM with constants."""
+    """Writes a Relu or Clip: TFLite's own where the interval has one, else MAXIMUM and MINIMUM."""
     activation = activation_of(emit.node)
-    if activation:
+    if activation and emit.input().dtype.kind in "fi":
         emit.operator(activation, [emit.input()], emit.output())
         return
-    low, high = clip_range(emit.node)
     x, y = emit.input(), emit.output()
-    bounds = [(name, bound) for name, bound in (("MAXIMUM", low), ("MINIMUM", high)) if np.isfinite(bound)]
+    bounds = [(name, limit) for name, limit in _bounds(emit, x) if limit is not None]
     if not bounds:
         emit.writer.reshape(x, y.shape, y.signature, y)
-    for count, (name, bound) in enumerate(bounds, 1):
-        target = y if count == len(bounds) else emit.temporary(y.shape, y, "clipped")
-        limit = (
-            emit.real(name.lower(), bound, x)
-            if x.dtype.kind == "f" or x.quant
-            else emit.constant("limit", np.array(bound, x.dtype))
-        )
-        emit.operator(name, [x, limit], target)
-        x = target
+    for count, (name, limit) in enumerate(bounds, 1):
+        x = apply(emit, name, x, limit, into=y if count == len(bounds) else None)
+
+
+def _bounds(emit: Emit, x: Operand) -> list[tuple[str, Operand | None]]:
+    if emit.node.op_type == "Relu":
+        return [("MAXIMUM", _constant_bound(emit, "maximum", np.zeros((), np.int64), x))]
+    return [("MAXIMUM", _bound(emit, "min", 1, x)), ("MINIMUM", _bound(emit, "max", 2, x))]
+
+
+def _bound(emit: Emit, name: str, index: int, x: Operand) -> Operand | None:
+    """The bound in the storage of `x`; None where it cuts nothing off."""
+    node = emit.node
+    if node.has(index) and not node.tensor(index).is_constant:
+        return emit.input(index)
+    values = node.parameter(name, index)
+    if values is None or not values.size:
+        return None
+    bound = values.reshape(-1)[0]
+    if x.dtype.kind == "f" or x.quant:
+        is_wide = bound <= np.finfo(np.float32).min if name == "min" else bound >= np.finfo(np.float32).max
+        return None if is_wide else _constant_bound(emit, name, bound, x)
+    return _constant_bound(emit, name, bound, x)
+
+
+def _constant_bound(emit: Emit, name: str, bound: np.generic | np.ndarray, x: Operand) -> Operand:
+    if x.dtype.kind == "f" or x.quant:
+        return emit.real(name, bound, x)
+    return emit.constant(name, np.asarray(bound, x.dtype))
+
+
+def known_bounds(node: Node) -> str | None:
+    """The bounds are constants."""
+    computed = [t.name for t in node.inputs[1:] if t is not None and not t.is_constant]
+    return f"its bounds {', '.join(computed)} are computed" if computed else None
 
 
 def convert_leaky_relu(emit: Emit) -> None:
@@ -64,19 +86,12 @@ def convert_hard_sigmoid(emit: Emit) -> None:
     """Writes max(0, min(1, alpha x + beta)): one sixth of RELU6(x + 3) for the usual constants."""
     alpha, beta = float(emit.node.attribute("alpha", 0.2)), float(emit.node.attribute("beta", 0.5))
     x, y = emit.input(), emit.output()
-    _hard_sigmoid(emit, x, y, alpha, beta)
-
-
-def _hard_sigmoid(emit: Emit, x: Operand, y: Operand, alpha: float, beta: float) -> None:
-    shifted = emit.temporary(y.shape, y, "shifted")
     if np.isclose(alpha, 1 / 6) and np.isclose(beta, 0.5):
-        emit.operator("ADD", [x, emit.real("three", 3, x)], shifted, fused_activation_function="RELU6")
-        emit.operator("MUL", [shifted, emit.real("sixth", 1 / 6, x)], y)
+        shifted = apply(emit, "ADD", x, 3.0, fused_activation_function="RELU6")
+        apply(emit, "MUL", shifted, 1 / 6, into=y)
         return
-    scaled = emit.temporary(y.shape, y, "scaled")
-    emit.operator("MUL", [x, emit.real("alpha", alpha, x)], scaled)
-    emit.operator("ADD", [scaled, emit.real("beta", beta, x)], shifted, fused_activation_function="RELU")
-    emit.operator("MINIMUM", [shifted, emit.real("one", 1, x)], y)
+    shifted = apply(emit, "ADD", apply(emit, "MUL", x, alpha), beta, fused_activation_function="RELU")
+    apply(emit, "MINIMUM", shifted, 1.0, into=y)
 
 
 def convert_gelu(emit: Emit) -> None:
@@ -84,6 +99,94 @@ def convert_gelu(emit: Emit) -> None:
     emit.operator(
         "GELU", [emit.input()], emit.output(), approximate=emit.node.attribute("approximate", "none") == "tanh"
     )
+
+
+def convert_elu(emit: Emit) -> None:
+    """Writes an Elu."""
+    _elu(emit, emit.input(), float(emit.node.attribute("alpha", 1.0)), emit.output())
+
+
+def _elu(emit: Emit, x: Operand, alpha: float, into: Operand | None = None) -> Operand:
+    """alpha (e^x - 1) below zero, x above."""
+    if alpha == 1:
+        return apply(emit, "ELU", x, into=into)
+    return emit.compute("LEAKY_RELU", [apply(emit, "ELU", x)], into=into, alpha=alpha)
+
+
+def convert_selu(emit: Emit) -> None:
+    """Writes a Selu."""
+    node = emit.node
+    alpha, gamma = float(node.attribute("alpha", SELU_ALPHA)), float(node.attribute("gamma", SELU_GAMMA))
+    apply(emit, "MUL", _elu(emit, emit.input(), alpha), gamma, into=emit.output())
+
+
+def convert_celu(emit: Emit) -> None:
+    """Writes a Celu."""
+    alpha, x, y = float(emit.node.attribute("alpha", 1.0)), emit.input(), emit.output()
+    if alpha == 1:
+        apply(emit, "ELU", x, into=y)
+    else:
+        apply(emit, "MUL", apply(emit, "ELU", apply(emit, "MUL", x, 1 / alpha)), alpha, into=y)
+
+
+def positive_alpha(node: Node) -> str | None:
+    """alpha is above 0."""
+    alpha = node.attribute("alpha", 1.0)
+    return None if alpha > 0 else f"its alpha is {alpha}; accepted: above 0"
+
+
+def convert_softplus(emit: Emit) -> None:
+    """Writes a Softplus."""
+    x = emit.input()
+    rest = apply(emit, "LOG", apply(emit, "LOGISTIC", apply(emit, "ABS", x)))
+    apply(emit, "SUB", apply(emit, "RELU", x), rest, into=emit.output())
+
+
+def convert_softsign(emit: Emit) -> None:
+    """Writes x / (1 + |x|)."""
+    x = emit.input()
+    apply(emit, "DIV", x, apply(emit, "ADD", apply(emit, "ABS", x), 1.0), into=emit.output())
+
+
+def convert_mish(emit: Emit) -> None:
+    """Writes a Mish."""
+    x = emit.input()
+    power = apply(emit, "EXP", apply(emit, "MINIMUM", x, SATURATED))
+    n = apply(emit, "MUL", power, apply(emit, "ADD", power, 2.0))
+    apply(emit, "MUL", x, apply(emit, "DIV", n, apply(emit, "ADD", n, 2.0)), into=emit.output())
+
+
+def convert_swish(emit: Emit) -> None:
+    """Writes x sigmoid(alpha x)."""
+    x, alpha = emit.input(), float(emit.node.attribute("alpha", 1.0))
+    scaled = x if alpha == 1 else apply(emit, "MUL", x, alpha)
+    apply(emit, "MUL", x, apply(emit, "LOGISTIC", scaled), into=emit.output())
+
+
+def convert_thresholded_relu(emit: Emit) -> None:
+    """Writes x where it is above alpha, else 0."""
+    x = emit.input()
+    above = apply(emit, "GREATER", x, float(emit.node.attribute("alpha", 1.0)), dtype=np.bool_)
+    _select(emit, above, x, _zero(emit, x), emit.output())
+
+
+def convert_shrink(emit: Emit) -> None:
+    """Writes x + bias below -lambd, x - bias above lambd, else 0."""
+    x, node = emit.input(), emit.node
+    bias, limit = float(node.attribute("bias", 0.0)), float(node.attribute("lambd", 0.5))
+    below = apply(emit, "LESS", x, -limit, dtype=np.bool_)
+    above = apply(emit, "GREATER", x, limit, dtype=np.bool_)
+    low, high = (x, x) if bias == 0 else (apply(emit, "ADD", x, bias), apply(emit, "SUB", x, bias))
+    inner = _select(emit, above, high, _zero(emit, x))
+    _select(emit, below, low, inner, emit.output())
+
+
+def _zero(emit: Emit, x: Operand) -> Operand:
+    return emit.constant("zero", np.zeros((), x.dtype))
+
+
+def _select(emit: Emit, condition: Operand, a: Operand, b: Operand, into: Operand | None = None) -> Operand:
+    return apply(emit, "SELECT_V2", condition, a, b, into=into, dtype=a.dtype)
 
 
 def hard_swish_scales(node: Node) -> str | None:
@@ -100,69 +203,26 @@ def unit_alpha(node: Node) -> str | None:
     return None if alpha == 1.0 else f"its alpha is {alpha}; accepted: 1"
 
 
-def softmax(name: str, **options: float) -> Callable[[Emit], None]:
-    """A `convert` for Softmax or LogSoftmax along the last axis in memory."""
-
-    def convert(emit: Emit) -> None:
-        node, x, y = emit.node, emit.input(), emit.output()
-        axis = _axis(node)
-        if not _coerces(node):
-            emit.operator(name, [x], y, **options)
-            return
-        rows = (int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
-        signature = (-1 if x.is_dynamic else rows[0], rows[1])
-        flat = emit.writer.reshape(x, rows, signature)
-        result = emit.temporary(rows, y, "rows", signature=signature)
-        emit.operator(name, [flat], result, **options)
-        emit.writer.reshape(result, y.shape, y.signature, y)
-
-    return convert
-
-
-def _axis(node: Node) -> int:
-    """The axis; before opset 13 everything from the axis on counts as one, which matters only where that is more than
-    one.
-    """
-    return node.axis(1 if node.opset < 13 else -1)
-
-
-def _coerces(node: Node) -> bool:
-    return node.opset < 13 and int(np.prod(node.x.shape[_axis(node) + 1 :])) != 1
-
-
-_LAST = LastAxis(_axis)
-_SOFTMAX_LAYOUT = ByNode(lambda node: NATURAL if _coerces(node) else _LAST)
-_FLOAT_ONLY: Mapping[str, str] = {
-    "Abs": "ABS",
-    "Ceil": "CEIL",
-    "Cos": "COS",
-    "Floor": "FLOOR",
-    "Log": "LOG",
-    "Neg": "NEG",
-    "Round": "ROUND",
-    "Sin": "SIN",
-    "Sqrt": "SQRT",
-}
+_CLIP = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(known_bounds,))
+_NUMBERS = (of_types(*COMPARED),)
 
 OPS = (
-    Op("Relu", convert_clip, POINTWISE, Int8(), REAL),
-    Op(
-        "Clip",
-        convert_clip,
-        POINTWISE,
-        Int8(shares_scale=True, real_inputs=frozenset({1, 2})),
-        (of_types("float32", "int32", "int64"),),
-    ),
+    Op("Relu", convert_clip, POINTWISE, Int8(), _NUMBERS),
+    Op("Clip", convert_clip, POINTWISE, _CLIP, _NUMBERS),
     Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT), REAL),
     Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT), REAL),
     Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,)), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
     Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(), REAL),
-    Op("PRelu", binary("PRELU", fuses=False), POINTWISE, None, (*REAL, narrow_broadcast)),
-    Op("Elu", unary("ELU"), POINTWISE, Int8(), (*REAL, unit_alpha)),
+    Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), (*REAL, narrow_broadcast)),
+    Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,)), REAL),
+    Op("Selu", convert_selu, POINTWISE, None, REAL),
+    Op("Celu", convert_celu, POINTWISE, None, (*REAL, positive_alpha), since=12),
     Op("Gelu", convert_gelu, POINTWISE, Int8(), REAL, since=20),
-    Op("Exp", unary("EXP"), POINTWISE, Int8(), REAL),
-    *(Op(onnx, unary(name), POINTWISE, None, REAL) for onnx, name in _FLOAT_ONLY.items()),
-    Op("Softmax", softmax("SOFTMAX", beta=1.0), _SOFTMAX_LAYOUT, Int8(fixed_output=UNIT), REAL),
-    Op("LogSoftmax", softmax("LOG_SOFTMAX"), _SOFTMAX_LAYOUT, Int8(fixed_output=LOG_PROBABILITY), REAL),
+    Op("Softplus", convert_softplus, POINTWISE, None, REAL),
+    Op("Softsign", convert_softsign, POINTWISE, None, REAL),
+    Op("Mish", convert_mish, POINTWISE, None, REAL, since=18),
+    Op("Swish", convert_swish, POINTWISE, None, REAL, since=24),
+    Op("ThresholdedRelu", convert_thresholded_relu, POINTWISE, None, REAL, since=10),
+    Op("Shrink", convert_shrink, POINTWISE, None, SIGNED, since=9),
 )

@@ -1,4 +1,4 @@
-"""Convolutions: CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV.
+"""Convolutions in the plane: CONV_2D and DEPTHWISE_CONV_2D.
 
 int8: TFLite multiplies the int32 sum by `s_x * s_w / s_y` in fixed point (31 bits) and rounds half away from zero,
 XNNPACK in float rounding half to even; the QDQ reference rounds half to even in float. They differ by at most one step,
@@ -14,18 +14,16 @@ import numpy as np
 from edgeship.calibration.types import Array, QuantParams, TensorSpec
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported, constant
-from edgeship.targets.tflite.layout import Layout
-from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
-from edgeship.targets.tflite.op import Int8, Op
-from edgeship.targets.tflite.ops.window import Window, finish, flat, padded, spatial, spatial_output, window
+from edgeship.targets.tflite.layout import Layout, natural
+from edgeship.targets.tflite.op import Int8
+from edgeship.targets.tflite.ops.steps import Steps
+from edgeship.targets.tflite.ops.window import Window, flat, padded, spatial, window
 
 BIAS = TensorSpec(bits=32, signed=True, symmetric=True)
 OUTPUT_FIRST = Layout((0, 2, 3, 1))
 """[M, C, h, w] as [M, h, w, C]."""
 DEPTHWISE = Layout((1, 2, 3, 0))
 """[M, 1, h, w] as [1, h, w, M]."""
-TRANSPOSED = Layout((1, 2, 3, 0))
-"""[C, M, h, w] as [M, h, w, C]."""
 
 
 def constant_weights(node: Node) -> str | None:
@@ -63,34 +61,50 @@ def moderate_rescaling(node: Node) -> str | None:
     )
 
 
-def windows_in_the_plane(node: Node) -> str | None:
-    """The window is 1-D or 2-D."""
-    return None if node.x.rank in (3, 4) else f"its input has rank {node.x.rank}; accepted: 3 and 4"
-
-
-def one_group(node: Node) -> str | None:
-    """A transposed convolution has one group."""
-    group = node.attribute("group", 1)
-    return None if group == 1 else f"it has {group} groups; accepted: 1"
+def weights_in_the_plane(node: Node) -> str | None:
+    """The window of an int8 convolution is 1-D or 2-D, or 3-D with a depth or a plane of one."""
+    shape = node.tensor(1).shape[2:]
+    if len(shape) < 3 or shape[0] == 1 or shape[1:] == (1, 1):
+        return None
+    return f"its window is {' x '.join(map(str, shape))}; TFLite's 3-D kernels are float"
 
 
 INT8 = Int8(
-    real_inputs=frozenset({2}), limits=(constant_weights, output_channel_weights, constant_bias, moderate_rescaling)
+    real_inputs=frozenset({2}),
+    limits=(constant_weights, output_channel_weights, constant_bias, moderate_rescaling, weights_in_the_plane),
 )
 
 
-def bias(emit: Emit, index: int, channels: int, weights: Operand) -> Operand:
-    """Input `index` as the kernel's bias, zeros where it is left out: int32 at scale `s_x * s_w` in an int8 node."""
+def bias(emit: Emit, index: int, channels: int, weights: Operand, start: int | None = None) -> Operand:
+    """Input `index` as the kernel's bias, zeros where it is left out: int32 at scale `s_x * s_w` in an int8 node.
+
+    `start`: only the `channels` elements from there on.
+    """
     tensor = emit.node.tensor(index) if emit.node.has(index) else None
+    if tensor is not None and tensor.is_constant and start is not None:
+        tensor = cut(tensor, 0, start, channels)
     x = emit.node.x.quant if emit.node.int8 else None
     if x is None or weights.quant is None:
+        if tensor is not None and tensor.is_constant:
+            return emit.writer.arranged(tensor, natural(tensor.rank))
         if tensor is not None:
-            return emit.input(index)
+            return emit.input(index) if start is None else Steps(emit).slice(emit.input(index), 0, start, channels)
         return emit.constant("bias", np.zeros(channels, np.float32))
     scale = np.float32(x.scale) * weights.quant.scale
     quant = QuantParams(scale, np.zeros(scale.shape, np.int64), replace(BIAS, axis=0 if scale.ndim else None))
     integers = np.zeros(channels, np.int32) if tensor is None else bias_integers(tensor, quant)
     return emit.constant("bias", integers, quant)
+
+
+def cut(tensor: Tensor, axis: int, start: int, count: int) -> Tensor:
+    """`count` slices of a constant, from `start` along an axis, with their scales."""
+    if tensor.data is None:
+        raise Unsupported("needs a constant", f"{tensor.name} is computed", "a constant")
+    quant = tensor.quant
+    if quant is not None and quant.spec.axis == axis:
+        chosen = slice(start, start + count)
+        quant = QuantParams(quant.scale[chosen], quant.zero_point[chosen], quant.spec)
+    return constant(tensor.name, tensor.data.take(range(start, start + count), axis), quant, tensor.dtype)
 
 
 def bias_integers(tensor: Tensor, quant: QuantParams) -> Array:
@@ -112,15 +126,50 @@ def bias_integers(tensor: Tensor, quant: QuantParams) -> Array:
     return integers.astype(np.int32)
 
 
-def convert_conv(emit: Emit) -> None:
-    """Writes a Conv: depthwise where every group has one input channel, else plain or grouped."""
+def convert_plane(emit: Emit) -> None:
+    """Writes a 1-D or 2-D Conv: depthwise where every group has one input channel, else plain or grouped."""
     node = emit.node
-    weights, group = node.tensor(1), int(node.attribute("group", 1))
-    w = flat(window(node, weights.shape[2:]))
-    x, depthwise = spatial(emit, emit.input()), group > 1 and weights.shape[1] == 1
-    if weights.rank == 3:
-        weights = _tall(weights)
-    kernel = emit.writer.arranged(weights, DEPTHWISE if depthwise else OUTPUT_FIRST)
+    w = window(node, node.tensor(1).shape[2:])
+    kernel = plane_kernel(emit, node.tensor(1), is_depthwise(node))
+    operands = (spatial(emit, emit.input()), kernel, bias(emit, 2, node.tensor(1).shape[0], kernel))
+    Steps(emit).deliver(plane(emit, operands, flat(w)))
+
+
+def constant_integers(node: Node) -> Array:
+    """The weights as they are stored. Raises Unsupported when they are computed."""
+    weights = node.tensor(1)
+    if weights.data is None:
+        raise Unsupported("needs constant weights", f"{weights.name} is computed", "a constant")
+    return weights.data
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether every group has one input channel."""
+    return int(node.attribute("group", 1)) > 1 and node.tensor(1).shape[1] == 1
+
+
+def plane_kernel(emit: Emit, weights: Tensor, depthwise: bool) -> Operand:
+    """[M, C, (h,) w] as [M, h, w, C], or as [1, h, w, M] for a depthwise convolution; h is 1 where it is not there."""
+    if weights.rank == 4:
+        return emit.writer.arranged(weights, DEPTHWISE if depthwise else OUTPUT_FIRST)
+    if weights.data is not None:
+        tall = constant(weights.name, weights.data[:, :, None, :], weights.quant, weights.dtype)
+        return plane_kernel(emit, tall, depthwise)
+    long = emit.writer.arranged(weights, Layout((1, 2, 0)) if depthwise else Layout((0, 2, 1)))
+    shape = (long.shape[0], 1, *long.shape[1:])
+    return emit.writer.reshape(long, shape, shape)
+
+
+def plane(
+    emit: Emit,
+    operands: tuple[Operand, Operand, Operand],
+    w: Window,
+    *,
+    depthwise: bool | None = None,
+    fuses: bool = True,
+) -> Operand:
+    """One 2-D convolution of (image, kernel, bias); the node's activation goes into it where it `fuses`."""
+    x, kernel, offset = operands
     padding = w.padding
     if padding is None:
         x, padding = padded(emit, x, w.pads), "VALID"
@@ -130,96 +179,16 @@ def convert_conv(emit: Emit) -> None:
         "stride_w": w.strides[1],
         "dilation_h_factor": w.dilations[0],
         "dilation_w_factor": w.dilations[1],
-        "fused_activation_function": node.activation,
+        "fused_activation_function": emit.node.activation if fuses else "NONE",
     }
-    y = spatial_output(emit, x)
-    operands = [x, kernel, bias(emit, 2, weights.shape[0], kernel)]
-    if depthwise:
-        emit.operator("DEPTHWISE_CONV_2D", operands, y, depth_multiplier=weights.shape[0] // group, **options)
-    else:
-        emit.operator("CONV_2D", operands, y, **options)
-    finish(emit, y)
-
-
-def _tall(weights: Tensor) -> Tensor:
-    """1-D weights [M, C, k] as [M, C, 1, k]."""
-    if weights.data is None:
-        raise Unsupported("1-D weights must be constant", f"{weights.name} is computed", "a constant")
-    return constant(weights.name, weights.data[:, :, None, :], weights.quant)
-
-
-def convert_conv_transpose(emit: Emit) -> None:
-    """Writes a ConvTranspose: SAME or VALID where that is what the pads say, else the full result cut to size.
-
-    Dilation is written into the weights, as zeros between them.
-    """
-    node = emit.node
-    if node.x.is_dynamic:
-        raise Unsupported(
-            "its output's size is a constant of the model", f"shape {list(node.x.signature)}", "a static batch"
-        )
-    weights = node.tensor(1)
-    if weights.rank == 3:
-        weights = _tall(weights)
-    weights = _dilated(weights, _pair(node.attribute("dilations") or (1, 1)))
-    x, y = spatial(emit, emit.input()), spatial_output(emit, emit.input())
-    w = _transposed_window(node, weights.shape[2:], x, y)
-    kernel = emit.writer.arranged(weights, TRANSPOSED)
-    operands = [kernel, x, bias(emit, 2, weights.shape[1], kernel)]
-    options = {"stride_h": w.strides[0], "stride_w": w.strides[1], "fused_activation_function": node.activation}
-    if w.padding is not None:
-        emit.operator("TRANSPOSE_CONV", [emit.ints("size", y.shape), *operands], y, padding=w.padding, **options)
-    else:
-        shape = (y.shape[0], *(s + a + b for s, (a, b) in zip(y.shape[1:3], w.pads, strict=True)), y.shape[3])
-        full = emit.temporary(shape, y, "full")
-        emit.operator("TRANSPOSE_CONV", [emit.ints("size", shape), *operands], full, padding="VALID", **options)
-        begin = emit.ints("begin", (0, *(front for front, _ in w.pads), 0))
-        emit.operator("SLICE", [full, begin, emit.ints("extent", y.shape)], y)
-    finish(emit, y)
-
-
-def _pair(values: list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (1, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
-def _dilated(weights: Tensor, dilations: tuple[int, int]) -> Tensor:
-    if dilations == (1, 1):
-        return weights
-    if weights.data is None:
-        raise Unsupported("dilated weights must be constant", f"{weights.name} is computed", "a constant")
-    inputs, outputs, height, width = weights.shape
-    data = np.zeros(
-        (inputs, outputs, (height - 1) * dilations[0] + 1, (width - 1) * dilations[1] + 1), weights.data.dtype
-    )
-    data[:, :, :: dilations[0], :: dilations[1]] = weights.data
-    return constant(weights.name, data, weights.quant)
-
-
-def _transposed_window(node: Node, kernel: tuple[int, ...], x: Operand, y: Operand) -> Window:
-    """The forward window of which this is the transpose: from the output's plane to the input's."""
-    strides = _pair(node.attribute("strides") or (1, 1))
-    fronts = _pair_pads(node, kernel, strides, x, y)
-    pads = []
-    for small, large, k, stride, front in zip(x.shape[1:3], y.shape[1:3], kernel, strides, fronts, strict=True):
-        behind = (small - 1) * stride + k - front - large
-        pads.append((front, max(behind, 0)))
-    return Window(tuple(kernel), strides, (1, 1), y.shape[1:3], x.shape[1:3], tuple(pads))
-
-
-def _pair_pads(
-    node: Node, kernel: tuple[int, ...], strides: tuple[int, int], x: Operand, y: Operand
-) -> tuple[int, int]:
-    auto = node.attribute("auto_pad", "NOTSET")
-    if auto in ("NOTSET", "", "VALID") and not node.attribute("output_shape"):
-        pads = node.attribute("pads") or (0, 0, 0, 0)
-        return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
-    spaces = zip(x.shape[1:3], y.shape[1:3], kernel, strides, strict=True)
-    totals = [max((small - 1) * s + k - large, 0) for small, large, k, s in spaces]
-    halves = [total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals]
-    return halves[0], halves[1]
-
-
-OPS = (
-    Op("Conv", convert_conv, CHANNELS_LAST, INT8, (windows_in_the_plane,), fuses=True),
-    Op("ConvTranspose", convert_conv_transpose, CHANNELS_LAST, INT8, (windows_in_the_plane, one_group), fuses=True),
-)
+    name = "CONV_2D"
+    if is_depthwise(emit.node) if depthwise is None else depthwise:
+        name, options["depth_multiplier"] = "DEPTHWISE_CONV_2D", kernel.shape[3] // x.shape[3]
+    channels = offset.shape[0]
+    shape = (x.shape[0], *w.outputs, channels)
+    sizes = [-1 if size == -1 else out for size, out in zip(x.signature[1:3], w.outputs, strict=True)]
+    signature = (x.signature[0], *sizes, channels)
+    quant = emit.node.y.quant if emit.node.int8 else None
+    image = emit.temporary(shape, x, "image", signature=signature, quant=quant)
+    emit.operator(name, [x, kernel, offset], image, **options)
+    return image

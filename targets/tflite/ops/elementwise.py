@@ -10,45 +10,26 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from edgeship.targets.tflite.dtypes import SHIFTED, of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import POINTWISE
-from edgeship.targets.tflite.op import Int8, Limit, Op
+from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.ops.broadcast import apply
 
-WIDEST_BROADCAST = 5
 ARITHMETIC = ("float32", "int32", "int64")
-
-
-def of_types(*accepted: str) -> Limit:
-    """A limit: the operands are of the `accepted` types."""
-
-    def limit(node: Node) -> str | None:
-        return (
-            None
-            if node.x.dtype.name in accepted
-            else f"its operands are {node.x.dtype}; accepted: {', '.join(accepted)}"
-        )
-
-    limit.__doc__ = f"Operands are {', '.join(accepted)}."
-    return limit
+MODULAR = (*ARITHMETIC, "uint64")
+"""Types of operators that do the same to int64 and to uint64 of the same bits."""
+COMPARED = ("float32", "uint8", "int8", "int32", "int64", SHIFTED)
+REAL = of_types("float32")
 
 
 def narrow_broadcast(node: Node) -> str | None:
-    """Shapes that differ have at most 5 axes."""
+    """Operands that differ in shape and are dynamic have at most 4 axes."""
     shapes = {t.shape for t in node.tensors()}
-    if (
-        len(shapes) > 1
-        and node.y.rank > WIDEST_BROADCAST
-        and not all(t.size == 1 or t.shape == node.y.shape for t in node.tensors())
-    ):
-        return f"it broadcasts over {node.y.rank} axes; accepted: {WIDEST_BROADCAST}"
+    if len(shapes) > 1 and node.y.rank > 4 and any(t.is_dynamic for t in node.tensors()):
+        return f"it broadcasts over {node.y.rank} axes; accepted: 4"
     return None
-
-
-def one_type(node: Node) -> str | None:
-    """Operands are of one type."""
-    types = {t.dtype.name for t in node.tensors()}
-    return f"its operands are {' and '.join(sorted(types))}; accepted: one type" if len(types) > 1 else None
 
 
 def moderate_scales(node: Node) -> str | None:
@@ -67,7 +48,7 @@ def binary(name: str, *, fuses: bool = True) -> Callable[[Emit], None]:
 
     def convert(emit: Emit) -> None:
         options = {"fused_activation_function": emit.node.activation} if fuses else {}
-        emit.operator(name, [emit.broadcast(0), emit.broadcast(1)], emit.output(), **options)
+        apply(emit, name, emit.broadcast(0), emit.broadcast(1), into=emit.output(), **options)
 
     return convert
 
@@ -76,18 +57,19 @@ def chain(name: str) -> Callable[[Emit], None]:
     """A `convert` for any number of operands: TFLite operator `name` between one after the other."""
 
     def convert(emit: Emit) -> None:
-        count, y = len(emit.node.inputs), emit.output()
-        so_far = emit.broadcast(0)
-        if count == 1:
+        so_far = _chained(emit, name, emit.output() if len(emit.node.inputs) > 1 else None)
+        if len(emit.node.inputs) == 1:
             emit.alias(so_far)
-        for index in range(1, count):
-            operand = emit.broadcast(index)
-            last = index == count - 1
-            target = y if last else emit.temporary(np.broadcast_shapes(so_far.shape, operand.shape), y, "partial")
-            emit.operator(name, [so_far, operand], target)
-            so_far = target
 
     return convert
+
+
+def _chained(emit: Emit, name: str, into: Operand | None) -> Operand:
+    count = len(emit.node.inputs)
+    so_far = emit.broadcast(0)
+    for index in range(1, count):
+        so_far = apply(emit, name, so_far, emit.broadcast(index), into=into if index == count - 1 else None)
+    return so_far
 
 
 def convert_reciprocal(emit: Emit) -> None:
@@ -97,29 +79,81 @@ def convert_reciprocal(emit: Emit) -> None:
 
 def convert_mean(emit: Emit) -> None:
     """Writes a Mean of several tensors: their sum times a constant."""
-    count, y = len(emit.node.inputs), emit.output()
-    total: Operand = emit.broadcast(0)
-    for index in range(1, count):
-        operand = emit.broadcast(index)
-        target = emit.temporary(np.broadcast_shapes(total.shape, operand.shape), y, "partial")
-        emit.operator("ADD", [total, operand], target)
-        total = target
-    emit.operator("MUL", [total, emit.constant("share", np.array(1 / count, np.float32))], y)
+    apply(emit, "MUL", _chained(emit, "ADD", None), 1 / len(emit.node.inputs), into=emit.output())
+
+
+def convert_mod(emit: Emit) -> None:
+    """Writes a Mod: FLOOR_MOD takes the divisor's sign; for `fmod` the remainder of the sizes gets the dividend's."""
+    a, b, y = emit.broadcast(0), emit.broadcast(1), emit.output()
+    if not emit.node.attribute("fmod", 0):
+        apply(emit, "FLOOR_MOD", a, b, into=y)
+        return
+    remainder = apply(emit, "FLOOR_MOD", size(emit, a), size(emit, b))
+    apply(emit, "MUL", remainder, sign(emit, a), into=y)
+
+
+def size(emit: Emit, x: Operand, into: Operand | None = None) -> Operand:
+    """|x|; of int64 as max(x, -x)."""
+    if x.dtype == np.int64:
+        return apply(emit, "MAXIMUM", x, apply(emit, "NEG", x), into=into)
+    return apply(emit, "ABS", x, into=into)
+
+
+def sign(emit: Emit, x: Operand, into: Operand | None = None) -> Operand:
+    """The sign of x; of int64 as x within -1 and 1."""
+    if x.dtype == np.int64:
+        return apply(emit, "MINIMUM", apply(emit, "MAXIMUM", x, -1), 1, into=into)
+    return apply(emit, "SIGN", x, into=into)
+
+
+def convert_pow(emit: Emit) -> None:
+    """Writes a Pow: by simpler operators for the usual constant exponents, in floats where either operand is one."""
+    y, exponent = emit.output(), emit.node.tensor(1)
+    a = emit.broadcast(0)
+    only = float(exponent.values().reshape(-1)[0]) if exponent.is_constant and exponent.size == 1 else None
+    if a.shape == y.shape and only in (2.0, 0.5) and (only == 2.0 or a.dtype == np.float32):
+        apply(emit, *(("MUL", a, a) if only == 2.0 else ("SQRT", a)), into=y)
+        return
+    b = emit.broadcast(1)
+    common = a.dtype if a.dtype == b.dtype else np.dtype(np.float32)
+    a, b = (o if o.dtype == common else apply(emit, "CAST", o, dtype=common) for o in (a, b))
+    if common == y.dtype:
+        apply(emit, "POW", a, b, into=y)
+    else:
+        apply(emit, "CAST", apply(emit, "POW", a, b), into=y)
+
+
+def exponent_types(node: Node) -> str | None:
+    """Powers of int64, or to an int64, have a float among base and exponent, or the constant exponent 2."""
+    base, exponent = node.x, node.tensor(1)
+    if exponent.is_float or base.is_float or "int64" not in (base.dtype.name, exponent.dtype.name):
+        return None
+    is_square = exponent.is_constant and exponent.size == 1 and float(exponent.values().reshape(-1)[0]) == 2
+    return None if is_square else f"it raises {base.dtype} to {exponent.dtype}; accepted: float32 and int32"
 
 
 _PLAIN: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 _COMMON = (of_types(*ARITHMETIC), narrow_broadcast)
+_POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*ARITHMETIC, variable="T1"), exponent_types, narrow_broadcast)
 
 OPS = (
     *(
-        Op(onnx, binary(name), POINTWISE, Int8(limits=(moderate_scales,)), _COMMON, fuses=True)
+        Op(
+            onnx,
+            binary(name),
+            POINTWISE,
+            Int8(limits=(moderate_scales,)),
+            (of_types(*MODULAR), narrow_broadcast),
+            fuses=True,
+        )
         for onnx, name in _PLAIN.items()
     ),
     Op("Div", binary("DIV"), POINTWISE, None, (of_types("float32", "int32"), narrow_broadcast), fuses=True),
-    Op("Pow", binary("POW", fuses=False), POINTWISE, None, (of_types("float32", "int32"), one_type, narrow_broadcast)),
-    Op("Max", chain("MAXIMUM"), POINTWISE, Int8(shares_scale=True), _COMMON),
-    Op("Min", chain("MINIMUM"), POINTWISE, Int8(shares_scale=True), _COMMON),
+    Op("Pow", convert_pow, POINTWISE, None, _POWERS),
+    Op("Mod", convert_mod, POINTWISE, None, _COMMON, since=10),
+    Op("Max", chain("MAXIMUM"), POINTWISE, Int8(shares_scale=True), (of_types(*COMPARED), narrow_broadcast)),
+    Op("Min", chain("MINIMUM"), POINTWISE, Int8(shares_scale=True), (of_types(*COMPARED), narrow_broadcast)),
     Op("Sum", chain("ADD"), POINTWISE, None, _COMMON),
-    Op("Mean", convert_mean, POINTWISE, None, (of_types("float32"), narrow_broadcast)),
-    Op("Reciprocal", convert_reciprocal, POINTWISE, None, (of_types("float32"),)),
+    Op("Mean", convert_mean, POINTWISE, None, (REAL, narrow_broadcast)),
+    Op("Reciprocal", convert_reciprocal, POINTWISE, None, (REAL,)),
 )

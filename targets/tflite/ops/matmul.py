@@ -1,6 +1,8 @@
 """Matrix products: FULLY_CONNECTED with constant weights, BATCH_MATMUL between computed matrices.
 
-int8 rounding as in convolutions: at most one step from the QDQ reference.
+int8 rounding as in convolutions: at most one step from the QDQ reference. The XNNPACK delegate of TensorFlow 2.21
+takes the zero point of a computed second matrix for 0 (up to 25 steps off); its builtin and reference kernels and all
+of LiteRT 2.3 are right.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgeship.calibration.types import Array, QuantParams
+from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
 from edgeship.targets.tflite.layout import Layout, Split, natural
@@ -18,6 +21,10 @@ from edgeship.targets.tflite.op import Int8, Op
 from edgeship.targets.tflite.ops.conv import bias, constant_bias, moderate_rescaling
 
 KNOWN_FLOATS = (np.dtype(np.float32),)
+WIDEST_PRODUCT = 5
+"""Axes of BATCH_MATMUL's operands."""
+MOST_PRODUCTS = 1 << 22
+"""Products of integers that are written out before they are summed."""
 
 
 def symmetric_weights(node: Node) -> str | None:
@@ -51,11 +58,6 @@ def row_bias(node: Node) -> str | None:
     return None
 
 
-def float_or_int8(node: Node) -> str | None:
-    """The operands are float32 or int8."""
-    return None if node.x.dtype in KNOWN_FLOATS else f"its operands are {node.x.dtype}; accepted: float32"
-
-
 def _is_row(c: Tensor, columns: int) -> bool:
     return c.size == columns and (c.rank == 0 or c.shape[-1] == columns)
 
@@ -74,31 +76,42 @@ def _matrix(b: Tensor, rows_are_outputs: bool, factor: float, split: Split | Non
     if split:
         order = [0, *(axis + 1 for axis in split.order)]
         data = data.reshape(len(data), *split.dims).transpose(order).reshape(len(data), -1)
-    return np.ascontiguousarray(data), quant
+    return data, quant
 
 
 def convert_gemm(emit: Emit) -> None:
-    """Writes a Gemm with constant weights as FULLY_CONNECTED; a C that is not one number per column is added after."""
-    node, layout = emit.node, emit.arrangement.inputs[0]
-    b, transposed = node.tensor(1), bool(node.attribute("transB", 0))
-    x = emit.input()
-    if b.is_constant:
-        data, quant = _matrix(b, transposed, float(node.attribute("alpha", 1.0)), layout.split if layout else None)
-        weights = emit.writer.new(b.name, data.shape, data.dtype, quant, data=data)
-    else:
-        if node.attribute("alpha", 1.0) != 1.0 or node.attribute("transA", 0):
-            raise Unsupported("alpha and transA need constant weights", f"{b.name} is computed", "a constant")
-        weights = emit.writer.arranged(b, natural(2) if transposed else Layout((1, 0)))
+    """Writes a Gemm as FULLY_CONNECTED; a C that is not one number per column, alpha of a computed matrix and beta of a
+    computed C follow it.
+    """
+    node, y = emit.node, emit.output()
     columns, beta = node.y.shape[-1], float(node.attribute("beta", 1.0))
+    x, weights, alpha = _gemm_operands(emit)
     fits = not node.has(2) or (beta == 1.0 and node.tensor(2).is_constant and _is_row(node.tensor(2), columns))
-    if fits:
+    if fits and alpha == 1.0:
         row = _row(emit, columns, weights) if node.has(2) else None
         operands: list[Operand | None] = [x, weights, row] if row else [x, weights]
-        emit.operator("FULLY_CONNECTED", operands, emit.output(), fused_activation_function=node.activation)
+        emit.operator("FULLY_CONNECTED", operands, y, fused_activation_function=node.activation)
         return
-    product = emit.temporary(emit.output().shape, emit.output(), "product", signature=emit.output().signature)
-    emit.operator("FULLY_CONNECTED", [x, weights], product)
-    emit.operator("ADD", [product, _scaled_c(emit, beta)], emit.output(), fused_activation_function=node.activation)
+    product = emit.compute("FULLY_CONNECTED", [x, weights], y.shape, signature=y.signature)
+    activation = {"fused_activation_function": node.activation}
+    if not node.has(2):
+        emit.operator("MUL", [product, emit.constant("alpha", np.array(alpha, np.float32))], y, **activation)
+        return
+    if alpha != 1.0:
+        scale = emit.constant("alpha", np.array(alpha, np.float32))
+        product = emit.compute("MUL", [product, scale], y.shape, signature=y.signature)
+    emit.operator("ADD", [product, _scaled_c(emit, beta)], y, **activation)
+
+
+def _gemm_operands(emit: Emit) -> tuple[Operand, Operand, float]:
+    """The matrices as FULLY_CONNECTED takes them, and the factor that is still to come."""
+    node, layout = emit.node, emit.arrangement.inputs[0]
+    b, alpha, transposed = node.tensor(1), float(node.attribute("alpha", 1.0)), bool(node.attribute("transB", 0))
+    if b.is_constant:
+        data, quant = _matrix(b, transposed, alpha, layout.split if layout else None)
+        return emit.input(), emit.writer.new(b.name, data.shape, data.dtype, quant, data=data), 1.0
+    x = emit.writer.arranged(node.x, Layout((1, 0))) if node.attribute("transA", 0) else emit.input()
+    return x, emit.writer.arranged(b, natural(2) if transposed else Layout((1, 0))), alpha
 
 
 def _row(emit: Emit, columns: int, weights: Operand) -> Operand:
@@ -112,7 +125,9 @@ def _scaled_c(emit: Emit, beta: float) -> Operand:
     c = emit.node.tensor(2)
     if beta == 1.0:
         return emit.input(2)
-    return emit.constant("c", (c.values() * np.float32(beta)).astype(c.dtype))
+    if c.is_constant:
+        return emit.constant("c", (c.values() * np.float32(beta)).astype(c.dtype))
+    return emit.compute("MUL", [emit.input(2), emit.constant("beta", np.array(beta, np.float32))])
 
 
 def convert_matmul(emit: Emit) -> None:
@@ -128,26 +143,69 @@ def convert_matmul(emit: Emit) -> None:
             operands.append(bias(emit, 2, data.shape[0], weights))
         emit.operator("FULLY_CONNECTED", operands, emit.output(), fused_activation_function=activation, **options)
         return
-    left, right, y = emit.input(0), emit.input(1), emit.output()
-    rows = (1, *left.shape) if left.rank == 1 else left.shape
-    columns = (*right.shape, 1) if right.rank == 1 else right.shape
+    left, right = _matrices(emit)
+    y = emit.output()
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    shape = (*batch, left.shape[-2], right.shape[-1])
+    multiply = _product if left.dtype in KNOWN_FLOATS or left.quant else _integer_product
+    if shape == y.shape and y.rank <= WIDEST_PRODUCT:
+        multiply(emit, left, right, y)
+        return
+    if left.is_dynamic or right.is_dynamic:
+        raise Unsupported(
+            "vectors, or more than 5 axes, of dynamic size", f"shape {list(y.signature)}", "a static batch"
+        )
+    if len(shape) > WIDEST_PRODUCT:
+        left, right = _flat(emit, left, batch), _flat(emit, right, batch)
+        shape = (left.shape[0], *shape[-2:])
+    product = emit.temporary(shape, y, "product")
+    multiply(emit, left, right, product)
+    emit.writer.reshape(product, y.shape, y.signature, y)
+
+
+def _matrices(emit: Emit) -> tuple[Operand, Operand]:
+    """The operands with at least two axes: a vector is a row on the left, a column on the right."""
+    left, right = emit.input(0), emit.input(1)
     if 1 in (left.rank, right.rank) and (left.is_dynamic or right.is_dynamic):
         raise Unsupported("vectors of dynamic size", f"shape {list(left.signature)}", "a static batch")
-    left = emit.writer.reshape(left, rows, rows) if left.rank == 1 else left
-    right = emit.writer.reshape(right, columns, columns) if right.rank == 1 else right
-    if node.tensor(0).rank > 1 and node.tensor(1).rank > 1:
-        emit.operator("BATCH_MATMUL", [left, right], y)
-        return
-    batch = np.broadcast_shapes(rows[:-2], columns[:-2])
-    product = emit.temporary((*batch, rows[-2], columns[-1]), y, "product")
-    emit.operator("BATCH_MATMUL", [left, right], product)
-    emit.writer.reshape(product, y.shape, y.signature, y)
+    if left.rank == 1:
+        left = emit.writer.reshape(left, (1, *left.shape), (1, *left.shape))
+    if right.rank == 1:
+        right = emit.writer.reshape(right, (*right.shape, 1), (*right.shape, 1))
+    return left, right
+
+
+def _flat(emit: Emit, x: Operand, batch: tuple[int, ...]) -> Operand:
+    """`x` with `batch` in front as one axis."""
+    full = (*batch, *x.shape[-2:])
+    if full != x.shape:
+        x = emit.compute("BROADCAST_TO", [x, emit.ints("shape", full)], full)
+    shape = (int(np.prod(batch)), *x.shape[-2:])
+    return emit.writer.reshape(x, shape, shape)
+
+
+def _product(emit: Emit, left: Operand, right: Operand, into: Operand) -> None:
+    emit.operator("BATCH_MATMUL", [left, right], into)
+
+
+def _integer_product(emit: Emit, left: Operand, right: Operand, into: Operand) -> None:
+    """All products, then their sums: TFLite multiplies integer matrices only where they are quantized."""
+    rows, columns = (*left.shape, 1), (*right.shape[:-2], 1, *right.shape[-2:])
+    if len(rows) > WIDEST_PRODUCT or len(columns) > WIDEST_PRODUCT or left.is_dynamic or right.is_dynamic:
+        seen = f"{list(left.signature)} by {list(right.signature)}"
+        raise Unsupported("products of integer matrices of this shape", seen, "4 static axes")
+    if int(np.prod(np.broadcast_shapes(rows, columns))) > MOST_PRODUCTS:
+        raise Unsupported("too many products of integers", f"{list(rows)} by {list(columns)}", f"{MOST_PRODUCTS}")
+    every = emit.compute("MUL", [emit.writer.reshape(left, rows, rows), emit.writer.reshape(right, columns, columns)])
+    emit.operator("SUM", [every, emit.ints("axis", [every.rank - 2])], into)
 
 
 def _by_constant_matrix(node: Node) -> bool:
     """Whether FULLY_CONNECTED does it."""
     b = node.tensor(1)
-    return b.is_constant and b.rank == 2 and node.x.rank >= 2 and not (b.quant and b.quant.zero_point.any())
+    if not b.is_float or not b.is_constant or b.rank != 2 or node.x.rank < 2:
+        return False
+    return not (b.quant and b.quant.zero_point.any())
 
 
 GEMM_ROWS = Rows(lambda node: 0 if node.attribute("transA", 0) else 1, lambda node: node.tensor(1).is_constant)
@@ -162,8 +220,14 @@ OPS = (
             real_inputs=frozenset({2}),
             limits=(constant_matrix, symmetric_weights, unscaled, row_bias, constant_bias, moderate_rescaling),
         ),
-        (float_or_int8,),
+        (of_types("float32"),),
         fuses=True,
     ),
-    Op("MatMul", convert_matmul, MATMUL_ROWS, Int8(limits=(symmetric_weights, moderate_rescaling)), (float_or_int8,)),
+    Op(
+        "MatMul",
+        convert_matmul,
+        MATMUL_ROWS,
+        Int8(limits=(symmetric_weights, moderate_rescaling)),
+        (of_types("float32", "int32", "int64"),),
+    ),
 )

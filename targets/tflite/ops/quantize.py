@@ -9,6 +9,6 @@ from __future__ import annotations
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Op
-from edgeship.targets.tflite.ops.activation import unary
+from edgeship.targets.tflite.ops.unary import unary
 
 OPS = (Op(QUANTIZE, unary("QUANTIZE"), POINTWISE), Op(DEQUANTIZE, unary("DEQUANTIZE"), POINTWISE))

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 from edgeship.targets.tflite.layout import LayoutRule
 from edgeship.targets.tflite.layout_rules import NATURAL, ByNode, Drops
 from edgeship.targets.tflite.op import Int8, Op
-from edgeship.targets.tflite.ops.elementwise import of_types
 
 BOOLEAN = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
 LARGEST = float(np.finfo(np.float32).max)
@@ -59,9 +59,7 @@ class Reducer:
         """`x` reduced by TFLite operator `name`."""
         keep = self.keeps if keep is None else keep
         shape, signature = ((), ()) if into else self._extent(x, keep)
-        return self.emit.compute(
-            name, [x, self.axes], shape, signature=signature, into=into, keep_dims=keep
-        )
+        return self.emit.compute(name, [x, self.axes], shape, signature=signature, into=into, keep_dims=keep)
 
     def _extent(self, x: Operand, keep: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shape and signature of the result."""
@@ -124,7 +122,7 @@ def convert_log_sum_exp(emit: Emit) -> None:
         return
     top = reduce("REDUCE_MAX", x, keep=True)
     # An infinite maximum would make inf - inf; clamped, exp and log give what the definition says.
-    low, high = emit.constant("low", np.float32(-LARGEST)), emit.constant("high", np.float32(LARGEST))
+    low, high = (emit.constant("bound", np.array(bound, np.float32)) for bound in (-LARGEST, LARGEST))
     top = emit.compute("MINIMUM", [emit.compute("MAXIMUM", [top, low]), high])
     total = reduce("SUM", emit.compute("EXP", [emit.compute("SUB", [x, top])]))
     flat = top if reduce.keeps else emit.writer.reshape(top, total.shape, total.signature)

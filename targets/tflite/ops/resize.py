@@ -1,9 +1,9 @@
-"""Resize: RESIZE_NEAREST_NEIGHBOR and RESIZE_BILINEAR, chosen by comparing where each samples.
+"""Resize: RESIZE_NEAREST_NEIGHBOR and RESIZE_BILINEAR where they sample as ONNX does; else a GATHER (nearest) or a
+BATCH_MATMUL with a constant matrix (linear, cubic) per axis.
 
 With s = in / out, TFLite samples output i of the bilinear kernel at i * s, at i * (in - 1) / (out - 1) (align_corners),
 or at (i + 0.5) * s - 0.5 (half_pixel_centers); the nearest kernel takes floor(i * s), round(i * (in - 1) / (out - 1)),
-or floor((i + 0.5) * s). ONNX's coordinates are computed for every output index; a node is converted only where they are
-the same.
+or floor((i + 0.5) * s). ONNX's coordinates are computed for every output index and compared with these.
 """
 
 from __future__ import annotations
@@ -13,120 +13,154 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgeship.calibration.types import Array
-from edgeship.targets.tflite.emit import Emit
-from edgeship.targets.tflite.graph import Node, Unsupported
+from edgeship.targets.tflite.emit import Emit, Operand
+from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
 from edgeship.targets.tflite.op import Int8, Op
-from edgeship.targets.tflite.ops.elementwise import of_types
+from edgeship.targets.tflite.ops.coordinates import CROP, coordinates, kind_of, nearest, scale, transformation
+from edgeship.targets.tflite.ops.interpolation import Kernel, matrix
+from edgeship.targets.tflite.ops.steps import Steps
 
 MODES = {"plain": {}, "align_corners": {"align_corners": True}, "half_pixel": {"half_pixel_centers": True}}
 SAME = 1e-4
 """Of a pixel: coordinates closer than this are taken as the same (TFLite computes them in float32)."""
+CUBIC_A = -0.75
 
 
 def convert_resize(emit: Emit) -> None:
-    """Writes a Resize or Upsample whose samples TFLite takes at the same places; nearest falls back to a GATHER per
-    axis.
-    """
-    node, x, y = emit.node, emit.input(), emit.output()
-    kind = node.attribute("mode", "nearest")
-    mode = _mode(node, kind)
+    """Writes a Resize or Upsample: TFLite's kernel, or one operator per axis that changes."""
+    node, x = emit.node, emit.input()
+    mode = native_mode(node)
     if mode is not None:
-        name = "RESIZE_NEAREST_NEIGHBOR" if kind == "nearest" else "RESIZE_BILINEAR"
-        emit.operator(name, [x, emit.ints("size", y.shape[1:3])], y, **MODES[mode])
+        name = "RESIZE_NEAREST_NEIGHBOR" if kind_of(node) == "nearest" else "RESIZE_BILINEAR"
+        emit.operator(name, [x, emit.ints("size", emit.output().shape[1:3])], emit.output(), **MODES[mode])
         return
-    for place in (1, 2):
-        indices = _nearest(node, _coordinates(node, place + 1)).clip(0, x.shape[place] - 1)
-        shape = [len(indices) if i == place else size for i, size in enumerate(x.shape)]
-        target = y if place == 2 else emit.temporary(shape, x, "rows")
-        emit.operator("GATHER", [x, emit.ints("indices", indices)], target, axis=place)
-        x = target
+    axes = sorted(resized_axes(node), key=emit.layout.axis)
+    if not axes:
+        emit.alias(x)
+        return
+    fill = _fill(emit, axes) if _leaves_image(node) else None
+    for axis in axes:
+        target = emit.output() if axis == axes[-1] and fill is None else None
+        x = _along(emit, x, axis, target)
+    if fill is not None:
+        emit.operator("ADD", [x, fill], emit.output())
 
 
-def expressible(node: Node) -> str | None:
-    """Samples lie where TFLite's kernels take them: nearest always, linear for four of ONNX's coordinate modes."""
-    if node.x.rank != 4 or node.x.shape[:2] != node.y.shape[:2]:
-        return f"it resizes {list(node.x.shape)} to {list(node.y.shape)}; accepted: height and width of a 4-D tensor"
-    if node.attribute("antialias", 0) or node.attribute("exclude_outside", 0):
-        return "antialias and exclude_outside have no TFLite form"
-    kind = node.attribute("mode", "nearest")
-    if kind not in ("nearest", "linear"):
-        return f"its mode is {kind}; accepted: nearest, linear"
-    transformation = _transformation(node)
-    if transformation == "tf_crop_and_resize":
-        return (
-            f"its coordinates are {transformation}; accepted: asymmetric, align_corners, half_pixel, pytorch_half_pixel"
-        )
-    if kind == "linear" and _mode(node, kind) is None:
-        return f"its linear samples ({transformation}) lie where TFLite's kernel takes none"
+def _along(emit: Emit, x: Operand, axis: int, into: Operand | None) -> Operand:
+    """`x` resized along one ONNX axis."""
+    node, steps, place = emit.node, Steps(emit), emit.layout.axis(axis)
+    if kind_of(node) == "nearest" and not _leaves_image(node):
+        indices = nearest(node, axis)
+        return steps.gather(x, indices, place, into=into)
+    before, after = int(np.prod(x.shape[:place])), int(np.prod(x.shape[place + 1 :]))
+    weights = emit.constant("weights", weights_along(node, axis)[None].astype(np.float32))
+    columns = steps.reshape(x, (before, x.shape[place], after))
+    shape, signature = ([*of[:place], weights.shape[1], *of[place + 1 :]] for of in (x.shape, x.signature))
+    product = steps.matmul(weights, columns)
+    return emit.writer.reshape(product, shape, signature, into)
+
+
+def weights_along(node: Node, axis: int) -> Array:
+    """The matrix that resizes along `axis`; its rows are zero where tf_crop_and_resize leaves the image."""
+    size = node.x.shape[axis]
+    if kind_of(node) == "nearest":
+        rows = np.eye(size)[nearest(node, axis)]
+    else:
+        a = float(node.attribute("cubic_coeff_a", CUBIC_A)) if kind_of(node) == "cubic" else None
+        kernel = Kernel(a, bool(node.attribute("antialias", 0)), bool(node.attribute("exclude_outside", 0)))
+        rows = matrix(kernel, coordinates(node, axis), size, scale(node, axis))
+    rows[_outside(node, axis)] = 0
+    return rows
+
+
+def _outside(node: Node, axis: int) -> Array:
+    """Which outputs sample beyond the image and so take the extrapolation value."""
+    at = coordinates(node, axis)
+    if transformation(node) != CROP:
+        return np.zeros(len(at), np.bool_)
+    return (at < 0) | (at > node.x.shape[axis] - 1)
+
+
+def _leaves_image(node: Node) -> bool:
+    return any(_outside(node, axis).any() for axis in resized_axes(node))
+
+
+def _fill(emit: Emit, axes: list[int]) -> Operand | None:
+    """The extrapolation value where it goes and zero elsewhere; None where it is zero."""
+    node, value = emit.node, float(emit.node.attribute("extrapolation_value", 0.0))
+    if value == 0.0:
+        return None
+    mask = np.zeros((1,) * node.y.rank, np.bool_)
+    for axis in axes:
+        shape = [1] * node.y.rank
+        shape[axis] = -1
+        mask = mask | _outside(node, axis).reshape(shape)
+    values = np.where(mask, np.float32(value), np.float32(0))
+    return emit.constant("outside", np.ascontiguousarray(values.transpose(emit.layout.perm)))
+
+
+def resized_axes(node: Node) -> list[int]:
+    """The ONNX axes that are not just copied."""
+    changed = []
+    for axis, (before, after) in enumerate(zip(node.x.shape, node.y.shape, strict=True)):
+        if node.x.signature[axis] == -1 or node.y.signature[axis] == -1:
+            continue  # a dynamic batch: `known_axes` has seen to it that its scale is 1
+        if before != after or not np.allclose(coordinates(node, axis), np.arange(after), rtol=0, atol=1e-6):
+            changed.append(axis)
+    return changed
+
+
+def known_axes(node: Node) -> str | None:
+    """Resized dimensions are known at conversion."""
+    if node.x.rank != node.y.rank:
+        return "its output's shape is not known"
+    for axis, size in enumerate(node.x.signature):
+        if size == -1 and not np.isclose(scale(node, axis), 1.0):
+            return f"it resizes axis {axis}, which is dynamic"
     return None
 
 
-def _transformation(node: Node) -> str:
-    if node.op_type == "Upsample" or node.opset < 11:
-        return "asymmetric"
-    return str(node.attribute("coordinate_transformation_mode", "half_pixel"))
+def resizable_type(node: Node) -> str | None:
+    """Values are float32; nearest takes any type."""
+    if node.x.dtype == np.float32 or (kind_of(node) == "nearest" and not _leaves_image(node)):
+        return None
+    return f"its operands are {node.x.dtype}; accepted: float32, or any type in mode nearest"
 
 
-def _scale(node: Node, axis: int) -> float:
-    """Output size over input size, as the node gives it: it may differ from the ratio of the rounded sizes."""
-    index = 1 if node.op_type == "Upsample" or node.opset < 11 else 2
-    scales = node.parameter("scales", index) if node.has(index) or "scales" in node.attributes else None
-    if scales is None or not scales.size:
-        return node.y.shape[axis] / node.x.shape[axis]
-    axes = node.attribute("axes") or list(range(node.x.rank))
-    places = [a + node.x.rank if a < 0 else a for a in axes]
-    return float(scales[places.index(axis)]) if axis in places else 1.0
+def moves_or_native(node: Node) -> str | None:
+    """An int8 Resize is one that TFLite's own kernel does, or nearest."""
+    if (kind_of(node) == "nearest" and not _leaves_image(node)) or native_mode(node) is not None:
+        return None
+    return f"its samples ({kind_of(node)}, {transformation(node)}) lie where TFLite's int8 kernel takes none"
 
 
-def _coordinates(node: Node, axis: int) -> Array:
-    """Where ONNX samples along `axis`, for every output index."""
-    before, after, scale = node.x.shape[axis], node.y.shape[axis], _scale(node, axis)
-    i = np.arange(after, dtype=np.float64)
-    transformation = _transformation(node)
-    if transformation == "asymmetric":
-        return i / scale
-    if transformation == "align_corners":
-        length = scale * before  # ONNX's reference takes the unrounded length, ONNX Runtime the rounded one
-        return i * (before - 1) / (length - 1) if length > 1 else np.zeros(after)
-    if transformation == "half_pixel_symmetric":
-        adjustment = after / (scale * before)
-        return before / 2 * (1 - adjustment) + (i + 0.5) / scale - 0.5
-    if transformation == "pytorch_half_pixel" and after == 1:
-        return np.zeros(1)
-    return (i + 0.5) / scale - 0.5
+def native_mode(node: Node) -> str | None:
+    """The mode in which TFLite's kernel samples where ONNX does, or None."""
+    kind = kind_of(node)
+    if (
+        node.x.rank != 4
+        or kind == "cubic"
+        or node.x.dtype != np.float32
+        or transformation(node) == CROP
+        or (node.attribute("antialias", 0) and kind != "nearest" and _shrinks(node))
+        or not set(resized_axes(node)) <= {2, 3}
+    ):
+        return None
+    return next((mode for mode in MODES if all(_agrees(node, kind, mode, axis) for axis in (2, 3))), None)
 
 
-def _nearest(node: Node, coordinates: Array) -> Array:
-    """The input indices ONNX takes at `coordinates`, before clamping."""
-    default = "round_prefer_floor" if node.opset >= 11 and node.op_type == "Resize" else "floor"
-    mode = node.attribute("nearest_mode", default)
-    rounded = {
-        "round_prefer_floor": lambda: np.ceil(coordinates - 0.5),
-        "round_prefer_ceil": lambda: np.floor(coordinates + 0.5),
-        "floor": lambda: np.floor(coordinates + 1e-9),
-        "ceil": lambda: np.ceil(coordinates - 1e-9),
-    }
-    if mode not in rounded:
-        raise Unsupported("rounds coordinates in an unknown way", mode, ", ".join(rounded))
-    return rounded[mode]().astype(np.int64)
-
-
-def _mode(node: Node, kind: str) -> str | None:
-    """The TFLite mode that samples where ONNX does on both axes, or None."""
-    for mode in MODES:
-        if all(_agrees(node, kind, mode, axis) for axis in (2, 3)):
-            return mode
-    return None
+def _shrinks(node: Node) -> bool:
+    return any(after < before for before, after in zip(node.x.shape, node.y.shape, strict=True))
 
 
 def _agrees(node: Node, kind: str, mode: str, axis: int) -> bool:
     before, after = node.x.shape[axis], node.y.shape[axis]
-    theirs = _coordinates(node, axis)
+    theirs = coordinates(node, axis)
     ours = np.array(list(_sampled(mode, kind, before, after)), np.float64)
     if kind == "nearest":
         ours = np.array([int(v) for v in ours])
-        return np.array_equal(_nearest(node, theirs).clip(0, before - 1), ours.clip(0, before - 1))
+        return np.array_equal(nearest(node, axis), ours.clip(0, before - 1))
     return bool(np.abs(theirs.clip(0, before - 1) - ours.clip(0, before - 1)).max() < SAME)
 
 
@@ -134,19 +168,20 @@ def _sampled(mode: str, kind: str, before: int, after: int) -> Iterator[float]:
     """Where TFLite samples (tensorflow/lite/kernels/internal/reference/resize_*.h), in its own float32 arithmetic."""
     one, half = np.float32(1), np.float32(0.5)
     aligned = mode == "align_corners" and after > 1
-    scale = np.float32(before - 1) / np.float32(after - 1) if aligned else np.float32(before) / np.float32(after)
+    step = np.float32(before - 1) / np.float32(after - 1) if aligned else np.float32(before) / np.float32(after)
     for i in range(after):
         if kind == "nearest":
-            value = (np.float32(i) + (half if mode == "half_pixel" else np.float32(0))) * scale
+            value = (np.float32(i) + (half if mode == "half_pixel" else np.float32(0))) * step
             yield float(np.floor(value + half) if mode == "align_corners" else np.floor(value * one))
         else:
-            value = (np.float32(i) + half) * scale - half if mode == "half_pixel" else np.float32(i) * scale
+            value = (np.float32(i) + half) * step - half if mode == "half_pixel" else np.float32(i) * step
             yield float(value)
 
 
-INT8 = Int8(shares_scale=True, real_inputs=frozenset({1, 2}))
+INT8 = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(moves_or_native,))
+LIMITS = (known_axes, resizable_type)
 
 OPS = (
-    Op("Resize", convert_resize, CHANNELS_LAST, INT8, (of_types("float32"), expressible), since=10),
-    Op("Upsample", convert_resize, CHANNELS_LAST, INT8, (of_types("float32"), expressible)),
+    Op("Resize", convert_resize, CHANNELS_LAST, INT8, LIMITS, since=10),
+    Op("Upsample", convert_resize, CHANNELS_LAST, INT8, LIMITS),
 )

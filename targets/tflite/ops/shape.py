@@ -8,15 +8,11 @@ import numpy as np
 
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
-from edgeship.targets.tflite.layout import LayoutRule
 from edgeship.targets.tflite.layout_rules import (
     ALONG_AXES,
     ALONG_AXES_ALL,
-    NATURAL,
     POINTWISE,
     RESHAPES,
-    ByNode,
-    Drops,
     Renames,
 )
 from edgeship.targets.tflite.op import MOVES, Int8, Op
@@ -88,12 +84,13 @@ def _cuts(node: Node) -> dict[int, tuple[int, int, int]]:
 
 
 def _strided(emit: Emit, x: Operand, cuts: dict[int, tuple[int, int, int]]) -> None:
-    begin, end, strides, end_mask = [0] * x.rank, list(x.shape), [1] * x.rank, 0
+    begin, end, strides, end_mask = [0] * x.rank, [0] * x.rank, [1] * x.rank, 0
     for place in range(x.rank):
-        start, count, step = cuts.get(place, (0, x.shape[place], 1))
-        begin[place], end[place], strides[place] = start, start + count * step, step
+        if place in cuts:
+            start, count, step = cuts[place]
+            begin[place], end[place], strides[place] = start, start + count * step, step
         if place not in cuts or end[place] < 0:
-            end_mask |= 1 << place
+            end_mask |= 1 << place  # to the very end, whatever `end` says
     operands = [x, emit.ints("begin", begin), emit.ints("end", end), emit.ints("strides", strides)]
     emit.operator("STRIDED_SLICE", operands, emit.output(), end_mask=end_mask)
 
@@ -107,8 +104,7 @@ def convert_pad(emit: Emit) -> None:
     if any(front < 0 or behind < 0 for front, behind in widths):
         x, widths = _cropped(emit, x, widths)
     if mode == "constant":
-        value = node.parameter("value", 2)
-        _constant_pad(emit, x, widths, 0.0 if value is None or not value.size else float(value.reshape(-1)[0]), y)
+        _constant_pad(emit, x, widths, y)
     elif mode == "reflect":
         emit.operator("MIRROR_PAD", [x, emit.ints("paddings", widths)], y, mode="REFLECT")
     else:
@@ -138,21 +134,25 @@ def _cropped(emit: Emit, x: Operand, widths: list[tuple[int, int]]) -> tuple[Ope
     return cut, [(max(front, 0), max(behind, 0)) for front, behind in widths]
 
 
-def _constant_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], value: float, y: Operand) -> None:
-    paddings = emit.ints("paddings", widths)
-    if value == 0.0:
+def _constant_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], y: Operand) -> None:
+    node, paddings = emit.node, emit.ints("paddings", widths)
+    if node.has(2) and not node.tensor(2).is_constant:
+        fill = emit.writer.reshape(emit.input(2), (), ())
+        emit.operator("PADV2", [x, paddings, fill], y)
+        return
+    given = node.parameter("value", 2)
+    value = given.reshape(-1)[0] if given is not None and given.size else 0
+    if value == 0:
         emit.operator("PAD", [x, paddings], y)
         return
-    fill = (
-        emit.real("value", value, x)
-        if x.quant or x.dtype.kind == "f"
-        else emit.constant("value", np.array(value, x.dtype))
-    )
+    fill = emit.real("value", value, x) if x.quant else emit.constant("value", np.array(value, x.dtype))
     emit.operator("PADV2", [x, paddings, fill], y)
 
 
 def _gathered_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], mode: str, y: Operand) -> None:
     places = [place for place, pads in enumerate(widths) if pads != (0, 0)]
+    if not places:
+        emit.writer.reshape(x, y.shape, y.signature, y)
     for place in places:
         size, (front, behind) = x.shape[place], widths[place]
         indices = np.arange(-front, size + behind)
@@ -187,23 +187,6 @@ def convert_split(emit: Emit) -> None:
         )
 
 
-def convert_gather(emit: Emit) -> None:
-    """Writes a Gather; constant indices are counted from the front."""
-    node, x = emit.node, emit.input()
-    axis, indices = node.axis(0), node.tensor(1)
-    if indices.data is not None:
-        chosen = np.where(indices.data < 0, indices.data + node.x.shape[axis], indices.data)
-        places = emit.constant("indices", chosen.astype(np.int32))
-    else:
-        places = emit.input(1)
-    emit.operator("GATHER", [x, places], emit.output(), axis=emit.layout.axis(axis))
-
-
-def _gather_layout(node: Node) -> LayoutRule:
-    rank = node.tensor(1).rank
-    return GATHERS_ONE if rank == 0 else ALONG_AXES if rank == 1 else NATURAL
-
-
 def convert_expand(emit: Emit) -> None:
     """Writes an Expand."""
     x, y = emit.broadcast(0), emit.output()
@@ -220,17 +203,6 @@ def convert_tile(emit: Emit) -> None:
     )
 
 
-def convert_cast(emit: Emit) -> None:
-    """Writes a Cast between numbers; nothing where the type stays."""
-    x, y = emit.input(), emit.node.y
-    if x.dtype == y.dtype:
-        emit.alias(x)
-    else:
-        emit.operator("CAST", [x], emit.output())
-
-
-GATHERS_ONE = Drops(lambda node: [node.axis(0)])
-
 OPS = (
     *(Op(name, convert_reshape, RESHAPES, MOVES) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
     Op("Transpose", convert_alias, Renames(permutation), MOVES),
@@ -245,8 +217,6 @@ OPS = (
         (short_reflection,),
     ),
     Op("Split", convert_split, ALONG_AXES, MOVES),
-    Op("Gather", convert_gather, ByNode(_gather_layout), MOVES),
     Op("Expand", convert_expand, POINTWISE, MOVES),
     Op("Tile", convert_tile, ALONG_AXES, MOVES),
-    Op("Cast", convert_cast, POINTWISE),
 )

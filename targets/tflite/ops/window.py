@@ -6,8 +6,11 @@ TFLite's SAME pads `total = max((out - 1) * stride + (kernel - 1) * dilation + 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from edgeship.calibration.types import Array
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 
@@ -17,7 +20,7 @@ Pads = tuple[tuple[int, int], ...]
 @dataclass(frozen=True)
 class Window:
     """Sizes over the spatial axes. `pads` are the elements the windows really reach beyond the input, in front and
-    behind.
+    behind; on a dynamic axis those that ONNX names, and `same` says whether they are SAME's for every size.
     """
 
     kernel: tuple[int, ...]
@@ -26,18 +29,19 @@ class Window:
     sizes: tuple[int, ...]
     outputs: tuple[int, ...]
     pads: Pads
+    same: tuple[bool | None, ...] = field(default=(), kw_only=True)
 
     @property
     def padding(self) -> str | None:
         """What TFLite calls these pads: SAME or VALID; None when it has no word for them."""
         if not any(front or behind for front, behind in self.pads):
             return "VALID"
-        for size, out, stride, (front, _), total in zip(
-            self.sizes, self.outputs, self.strides, self.pads, self._totals(), strict=True
-        ):
-            if out != -(-size // stride) or front != total // 2:
-                return None
-        return "SAME"
+        reach = zip(self.sizes, self.outputs, self.strides, self.pads, self._totals(), strict=True)
+        now = [out == -(-size // stride) and front == total // 2 for size, out, stride, (front, _), total in reach]
+        same = self.same or (None,) * len(now)
+        return (
+            "SAME" if all(here if always is None else always for here, always in zip(now, same, strict=True)) else None
+        )
 
     def _totals(self) -> list[int]:
         reach = zip(self.outputs, self.strides, self.kernel, self.dilations, self.sizes, strict=True)
@@ -45,18 +49,36 @@ class Window:
 
 
 def window(node: Node, kernel: Sequence[int]) -> Window:
-    """The window of a convolution or pooling node. Raises Unsupported for dynamic spatial dimensions."""
-    if -1 in node.x.signature[2:]:
-        raise Unsupported("needs known spatial dimensions", f"shape {list(node.x.signature)}", "a dynamic batch only")
+    """The window of a convolution or pooling node. Raises Unsupported where a dynamic size decides on its pads."""
     rank = len(kernel)
     strides = tuple(node.attribute("strides") or (1,) * rank)
     dilations = tuple(node.attribute("dilations") or (1,) * rank)
     sizes, outputs = node.x.shape[2:], node.y.shape[2:]
     fronts = _fronts(node, sizes, kernel, strides, dilations)
-    pads = []
-    for size, out, k, stride, dilation, front in zip(sizes, outputs, kernel, strides, dilations, fronts, strict=True):
-        pads.append((front, max((out - 1) * stride + (k - 1) * dilation + 1 - size - front, 0)))
-    return Window(tuple(kernel), strides, dilations, tuple(sizes), tuple(outputs), tuple(pads))
+    pads: list[tuple[int, int]] = []
+    same: list[bool | None] = []
+    for axis, (size, out, front) in enumerate(zip(sizes, outputs, fronts, strict=True)):
+        reach = (kernel[axis] - 1) * dilations[axis]
+        behind = max((out - 1) * strides[axis] + reach + 1 - size - front, 0)
+        always = None
+        if node.x.signature[axis + 2] == -1:
+            always, behind = _for_every_size(node, axis, strides[axis], reach, behind)
+        pads.append((front, behind))
+        same.append(always)
+    return Window(tuple(kernel), strides, dilations, tuple(sizes), tuple(outputs), tuple(pads), same=tuple(same))
+
+
+def _for_every_size(node: Node, axis: int, stride: int, reach: int, behind: int) -> tuple[bool, int]:
+    """Whether a dynamic axis' pads are SAME's for every size, and what is padded behind where they are not."""
+    auto = node.attribute("auto_pad", "NOTSET")
+    if auto == "SAME_UPPER":
+        return True, behind
+    if auto == "SAME_LOWER" or node.attribute("ceil_mode", 0):
+        raise Unsupported("its pads depend on a dynamic size", f"axis {axis + 2}", "pads that are given as numbers")
+    flat_pads = [] if auto == "VALID" else node.attribute("pads") or []
+    half = len(flat_pads) // 2
+    front, behind = (flat_pads[axis], flat_pads[half + axis]) if flat_pads else (0, 0)
+    return stride == 1 and front + behind == reach and front == reach // 2, behind
 
 
 def _fronts(
@@ -74,18 +96,42 @@ def _fronts(
     return [total - total // 2 if auto == "SAME_LOWER" else total // 2 for total in totals]
 
 
+def windows_in_space(node: Node) -> str | None:
+    """The window is 1-D, 2-D or 3-D."""
+    return None if node.x.rank in (3, 4, 5) else f"its input has rank {node.x.rank}; accepted: 3, 4 and 5"
+
+
+def in_the_plane(w: Window) -> bool:
+    """Whether TFLite's pooling kernels have such windows: 1-D or 2-D, not dilated."""
+    return len(w.kernel) <= 2 and set(w.dilations) == {1}
+
+
+def counts(w: Window, behinds: Sequence[int] | None) -> Array:
+    """How many elements each window holds: those of the input, and with `behinds` those of the pads that ONNX names."""
+    total: Array = np.ones(())
+    for axis, (front, _) in enumerate(w.pads):
+        taps = np.arange(w.outputs[axis]) * w.strides[axis] - front
+        places = taps[:, None] + np.arange(w.kernel[axis]) * w.dilations[axis]
+        low, high = (0, w.sizes[axis]) if behinds is None else (-front, w.sizes[axis] + behinds[axis])
+        total = np.multiply.outer(total, ((places >= low) & (places < high)).sum(axis=1))
+    return total
+
+
 def flat(w: Window) -> Window:
     """A 1-D window as a 2-D one over an image of height 1."""
     if len(w.kernel) != 1:
         return w
-    return Window((1, *w.kernel), (1, *w.strides), (1, *w.dilations), (1, *w.sizes), (1, *w.outputs), ((0, 0), *w.pads))
+    same = (None, *w.same) if w.same else ()
+    pads = ((0, 0), *w.pads)
+    return Window((1, *w.kernel), (1, *w.strides), (1, *w.dilations), (1, *w.sizes), (1, *w.outputs), pads, same=same)
 
 
 def padded(emit: Emit, x: Operand, pads: Pads, value: float | None = None) -> Operand:
     """`x` (channels last) with its spatial axes padded by real zeros (PAD), or by `value` (PADV2)."""
     every = [(0, 0), *pads, (0, 0)]
     shape = [size + front + behind for size, (front, behind) in zip(x.shape, every, strict=True)]
-    target = emit.temporary(shape, x, "padded")
+    signature = [-1 if known == -1 else size for size, known in zip(shape, x.signature, strict=True)]
+    target = emit.temporary(shape, x, "padded", signature=signature)
     paddings = emit.ints("paddings", every)
     if value is None:
         emit.operator("PAD", [x, paddings], target)

@@ -18,6 +18,8 @@ Q_ROWS_PER_CHANNEL = Kind("INT8", (8, 4), np.full(8, 0.1))
 Q_FINE = Kind("INT8", (1, 8, 8, 4), np.array([0.001]))
 FIVE = Kind("FLOAT32", (1, 2, 8, 8, 4))
 CHANNELS = Kind("FLOAT32", (4,))
+INDEX = Kind("INT64", (2,))
+TRUTH = Kind("BOOL", (4,))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,15 @@ CHANNELS = Kind("FLOAT32", (4,))
         ("QUANTIZE", [F], [Q], {}, 1),
         ("LEAKY_RELU", [Q], [Q], {}, 1),
         ("BROADCAST_TO", [F], [F], {}, 2),
+        ("ARG_MAX", [Q], [INDEX], {}, 2),
+        ("GATHER", [F, INDEX], [F], {"batch_dims": 1}, 5),
+        ("GATHER_ND", [TRUTH, INDEX], [TRUTH], {}, 5),
+        ("REVERSE_V2", [Q, INDEX], [Q], {}, 3),
+        ("REVERSE_V2", [TRUTH, INDEX], [TRUTH], {}, 2),
+        ("FILL", [INDEX, TRUTH], [TRUTH], {}, 2),
+        ("RANGE", [INDEX, INDEX, INDEX], [INDEX], {}, 2),
+        ("SCATTER_ND", [INDEX, F, INDEX], [F], {}, 1),
+        ("TOPK_V2", [Q, INDEX], [Q, INDEX], {}, 2),
     ],
 )
 def test_version_is_the_lowest_with_the_feature(
