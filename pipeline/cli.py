@@ -43,6 +43,10 @@ class Edgeship(click.Group):
                 signal.signal(signal.SIGTERM, previous)
         sys.exit(code)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order a newcomer meets them."""
+        return list(self.commands)
+
 
 def report_error(error: BaseException) -> int:
     """The exit code for `error`, after saying on stderr what failed: details first, the sentence last."""
@@ -63,11 +67,20 @@ def report_error(error: BaseException) -> int:
             _give_up_stdout()
             return 1
         case Exception():
-            cause = " ".join(str(error).split())[:300] or "no message"
-            _say([f"edgeship: unexpected {type(error).__name__}: {cause} ({DEBUG}=1 shows where)"])
+            _say([f"edgeship: {_unforeseen(error)}"])
             return 1
         case _:
             raise error
+
+
+def _unforeseen(error: Exception) -> str:
+    """The sentence for an error that nobody raised on purpose."""
+    cause = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f': {cause}' if cause else ''}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+    return f"unexpected {type(error).__name__}: {cause or 'no message'} ({DEBUG}=1 shows where)"
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -102,7 +115,7 @@ def cli(debug: bool) -> None:
         os.environ[DEBUG] = "1"
 
 
-for command in (*deploy.COMMANDS, *facts.COMMANDS, *models.COMMANDS, *judge.COMMANDS):
+for command in (*facts.COMMANDS, *deploy.COMMANDS, *models.COMMANDS, *judge.COMMANDS):
     cli.add_command(command)
 
 

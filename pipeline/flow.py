@@ -128,11 +128,22 @@ class Flow:
 
         Raises StageError naming the stage that failed, or the stage's own EdgeshipError: GateError from release.
         """
-        for stage in self.stages:
-            if not self.span.includes(stage.name):
-                break
+        for stage in self._included():
             self.results.append(self._up_to_date(stage))
         return self.results
+
+    def check(self) -> None:
+        """Looks at everything outside the run folder that the stages of this run read, before the first one runs.
+
+        Raises InputError for what is missing or cannot be read.
+        """
+        for stage in self._included():
+            stage.settings(self.recipe, self.targets)
+            for path in stage.files(self.recipe):
+                _readable(stage.name, path)
+
+    def _included(self) -> list[Stage]:
+        return [stage for stage in self.stages if self.span.includes(stage.name)]
 
     def _up_to_date(self, stage: Stage) -> StageResult:
         needed = {name: self.records[name].digests for name in stage.needs}
@@ -184,6 +195,9 @@ def _make(stage: Stage, context: StageContext) -> None:
         raise
     except MemoryError as error:
         raise StageError(f"{stage.name}: not enough memory") from error
+    except OSError as error:
+        where = error.filename or context.folder
+        raise StageError(f"{stage.name} failed: {where}: {error.strerror or error}") from error
     except Exception as error:
         cause = str(error).strip().splitlines()
         text = cause[0] if cause else "no message"
@@ -204,8 +218,14 @@ def stage_key(stage: Stage, recipe: Recipe, targets: Sequence[str], needed: Mapp
 
 
 def _digest_outside(stage: str, path: Path) -> str:
+    _readable(stage, path)
+    return sha256_of(path)
+
+
+def _readable(stage: str, path: Path) -> None:
     try:
-        return sha256_of(path)
+        with path.open("rb"):
+            return
     except FileNotFoundError:
         raise InputError(f"{stage}: there is no file {path}") from None
     except OSError as error:

@@ -123,7 +123,7 @@ def _limit_memory(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Asks Linux to kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG = 1)."""
     if sys.platform != "linux":
         return
@@ -136,7 +136,7 @@ def _die_with_parent() -> None:
 
 
 def _child() -> int:
-    _die_with_parent()
+    die_with_parent()
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the function prints is noise, not its result
     paths, memory = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by our own parent

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def open_jury(recipe: Recipe, simplified: Path) -> Jury:
     return Jury(recipe.calibration_samples(shapes), "calibration")
 
 
-def jury_digest(recipe: Recipe) -> str | None:
-    """SHA-256 over the samples that `open_jury` gives."""
-    return recipe.data_digest("evaluation") or recipe.data_digest("calibration")
+def jury_digest(recipe: Recipe) -> str:
+    """SHA-256 over the samples that `open_jury` gives. Raises InputError when the recipe has no samples at all."""
+    digest = recipe.data_digest("evaluation") or recipe.data_digest("calibration")
+    if digest is None:
+        raise InputError(
+            f"{recipe.path.name}: neither data.evaluation nor data.calibration is set; artifacts are judged on samples"
+        )
+    return digest

@@ -233,8 +233,10 @@ def _axes(reference: Array, seen: Array) -> tuple[int, ...] | None:
     rank = reference.ndim
     if seen.ndim != rank:
         return None
-    usual = [tuple(range(rank)), (0, rank - 1, *range(1, rank - 1))] if rank > 2 else [tuple(range(rank))]
-    every = itertools.permutations(range(rank)) if rank <= 4 else iter(usual)
+    usual: list[tuple[int, ...]] = [tuple(range(rank))]
+    if rank > 2:
+        usual.append((0, rank - 1, *range(1, rank - 1)))
+    every: Iterable[tuple[int, ...]] = itertools.permutations(range(rank)) if rank <= 4 else iter(usual)
     fitting = [axes for axes in dict.fromkeys([*usual, *every]) if np.transpose(seen, axes).shape == reference.shape]
     if not fitting:
         return None

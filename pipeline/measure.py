@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgeship.calibration.errors import StageError
+from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.types import Array
 
 TURNS = 10
@@ -144,7 +144,7 @@ def measure(
 ) -> list[Measurement]:
     """The latency of each subject on `feeds` (None: seeded random values), each in its own process, in turns.
 
-    Raises StageError when a worker dies, reports an error or takes too long.
+    Raises InputError for an artifact that cannot be loaded, StageError when a worker dies, fails or takes too long.
     """
     from edgeship.pipeline.machine import machine_facts
 
@@ -210,7 +210,8 @@ class Worker:
         line = self._read_line(time.monotonic() + seconds, seconds)
         answer = cast(dict[str, Any], json.loads(line))
         if "error" in answer:
-            raise StageError(f"{self._subject.label} cannot be measured: {answer['error']}")
+            kind = InputError if answer.get("input") else StageError
+            raise kind(f"{self._subject.label} cannot be measured: {answer['error']}")
         return answer
 
     def _read_line(self, deadline: float, seconds: float) -> bytes:

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edgeship.calibration.errors import EdgeshipError, InputError
 from edgeship.calibration.types import Array, Session
+from edgeship.pipeline.isolation import die_with_parent
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> int:
@@ -37,6 +39,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> int:
         answer({"ready": True})
         for line in requests:
             answer({"nanoseconds": time_runs(session, feeds, int(line))})
+    except EdgeshipError as error:
+        answer({"error": str(error), "input": isinstance(error, InputError)})
+        return 1
     except Exception as error:  # whatever it is, the parent says it
         answer({"error": f"{type(error).__name__}: {error}"})
         return 1
@@ -72,6 +77,7 @@ def time_runs(session: Session, feeds: Mapping[str, Array], count: int) -> list[
 
 def main() -> int:
     """The exit code; keeps the answers apart from what a runtime prints to standard output."""
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return serve(sys.stdin.buffer, answers)

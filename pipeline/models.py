@@ -191,8 +191,8 @@ def _unreadable(path: Path, error: Exception) -> str:
             f"{path} holds Python objects besides tensors, which could run code when read, so it is refused"
             f"{f' ({unknown[:160]})' if unknown else ''}; save the state dict alone: {_SAVE}"
         )
-    first = (text.splitlines() or [""])[0][:200]
-    return f"{path} cannot be read as weights (damaged or another format): {type(error).__name__}: {first}"
+    first = (text.splitlines() or ["the file ends too early" if isinstance(error, EOFError) else "no reason given"])[0]
+    return f"{path} cannot be read as weights (damaged or another format): {type(error).__name__}: {first[:200]}"
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, torch.Tensor]:

@@ -73,3 +73,25 @@ def _strip(value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is not None and (tensor.doc_string or tensor.metadata_props):
         value.const_value = ir.tensor(tensor.numpy(), name=tensor.name)
+
+
+def fix_batch(model: ir.Model, size: int) -> None:
+    """Makes the dynamic batch of `model` (changed in place) `size`, wherever its dimension stands.
+
+    Raises InputError when no input has one.
+    """
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    batches = {value: first for value in inputs if isinstance(first := _first_dimension(value), ir.SymbolicDim)}
+    if not batches:
+        shapes = "; ".join(f"{value.name}: {value.shape}" for value in inputs)
+        raise InputError(f"no input has a dynamic batch to fix ({shapes}); accepted: a symbolic first dimension")
+    names = {dimension.value for dimension in batches.values()} - {None}
+    for value in (*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
+        if value.shape is None:
+            continue
+        shape = [size if isinstance(d, ir.SymbolicDim) and d.value in names else d for d in value.shape]
+        value.shape = ir.Shape([size, *shape[1:]] if value in batches else shape)
+
+
+def _first_dimension(value: ir.Value) -> int | ir.SymbolicDim | None:
+    return value.shape[0] if value.shape is not None and len(value.shape) else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -20,6 +19,7 @@ from edgeship.pipeline.recipe_sections import (
     Golden,
     Input,
     Model,
+    Name,
     Parity,
     Quantize,
     Section,
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from edgeship.calibration.types import WeightScheme
 
 
+DATA_FILES = (".csv", ".npz", ".zip")
+
+
 class Recipe(Section):
     """One deployment: a model, its data, how to quantize it, for which targets, and what is good enough."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, . _ -")]
+    name: Name = Field(description="letters, digits, . _ -")
     model: Model
     input: Input = Input()
     data: Data = Data()
@@ -116,6 +119,11 @@ class Recipe(Section):
             return None
         places = [self.resolve(text, f"data.{field}"), self.data_root / self._expand(text, f"data.{field}")]
         for place in places:
+            if place.is_file() and place.suffix.lower() not in DATA_FILES:
+                raise InputError(
+                    f"{self.path.name}: data.{field} = {text!r} is a file of another kind; "
+                    f"accepted: a folder, {', '.join(DATA_FILES)}"
+                )
             if place.exists() or open_tree(place) is not None:
                 return place
         looked = " and ".join(str(place) for place in dict.fromkeys(places))
@@ -160,11 +168,13 @@ class Recipe(Section):
         return self._digests[field]
 
     def _data_digest(self, field: Literal["calibration", "evaluation"]) -> str | None:
+        from edgeship.pipeline.workspace import sha256_of
+
         path = self.data_path(field)
         if path is None:
             return None
         if path.suffix.lower() == ".npz" and path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return sha256_of(path)
         stand_in = {} if self.input.shape else {"input": (1, 1 if self.input.color == "gray" else 3, 1, 1)}
         if field == "calibration":
             return self.calibration_samples(stand_in).digest()

@@ -112,10 +112,57 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         for target in recipe.targets
         if target not in known
     ]
-    if any(not std for std in recipe.input.std):
-        problems.append(f"input.std: every value must differ from zero; seen: {list(recipe.input.std)}")
+    problems += [*_source_problems(recipe), *_algorithm_problems(recipe), *_channel_problems(recipe)]
     if problems:
         raise InputError(_sentence(path, problems))
+
+
+def _source_problems(recipe: Recipe) -> list[str]:
+    source, factory = recipe.model.source, recipe.source_factory
+    holds_model = source.removesuffix(f":{factory}").endswith((".onnx", ".pt2"))
+    if holds_model == (factory is None):
+        needless = [name for name in ("weights", "args") if holds_model and getattr(recipe.model, name)]
+        return [f"model.{name}: {source} holds its own weights; accepted: none" for name in needless]
+    what = "names no factory" if factory is None else "names a factory in a file that is no Python code"
+    accepted = "PATH.py:factory, package.module:factory, model.onnx or model.pt2"
+    return [f"model.source: {_shown(source)} {what}; accepted: {accepted}"]
+
+
+def _algorithm_problems(recipe: Recipe) -> list[str]:
+    from edgeship.calibration import algorithms, refine
+
+    known, section = algorithms.names(), recipe.quantize
+    asked = [("quantize.algorithm", section.algorithm)]
+    asked += [
+        (f"quantize.override.{i}.algorithm", each.algorithm or known[0]) for i, each in enumerate(section.override)
+    ]
+    problems = [
+        f"{where}: unknown algorithm {name!r}{did_you_mean(name, known)}" for where, name in asked if name not in known
+    ]
+    choices = refine.choices()
+    problems += [
+        f"quantize.refine: unknown refinement {name!r}{did_you_mean(name, choices)}"
+        for name in section.refine
+        if name not in refine.names()
+    ]
+    if not problems:
+        try:
+            refine.load_all(section.refine)
+        except InputError as error:
+            problems.append(f"quantize.refine: {error}")
+    return problems
+
+
+def _channel_problems(recipe: Recipe) -> list[str]:
+    channels = 1 if recipe.input.color == "gray" else 3
+    problems = [
+        f"input.{field}: seen {list(values)}; accepted: one number, or {channels} for color {recipe.input.color!r}"
+        for field, values in (("mean", recipe.input.mean), ("std", recipe.input.std))
+        if len(values) not in (1, channels)
+    ]
+    if not all(std > 0 for std in recipe.input.std):
+        problems.append(f"input.std: seen {list(recipe.input.std)}; accepted: positive numbers")
+    return problems
 
 
 def _quoted(gate: str) -> str:
@@ -155,12 +202,12 @@ def _explain(detail: ErrorDetails) -> str:
 def _accepted(detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         return str(detail["ctx"]["expected"])
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").replace("an object", "a table")
     return message[0].lower() + message[1:]
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -172,4 +219,10 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
             model = model.model_fields[str(part)].annotation
         elif get_origin(model) is dict:
             model = get_args(model)[1]
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        elif get_origin(model) is tuple:
+            model = get_args(model)[0]
+    return (
+        [field.alias or name for name, field in model.model_fields.items()]
+        if isinstance(model, type) and issubclass(model, BaseModel)
+        else []
+    )

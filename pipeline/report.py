@@ -46,6 +46,11 @@ def write_report(workspace: Workspace, report: Mapping[str, Any]) -> None:
     write_json(workspace.folder / REPORT, report)
 
 
+def remove_report(workspace: Workspace) -> None:
+    """Removes the report of an earlier run: if this one fails, none is left to be taken for its own."""
+    (workspace.folder / REPORT).unlink(missing_ok=True)
+
+
 def gates_of(recipe: Recipe, workspace: Workspace, targets: Sequence[str], stages: Sequence[StageResult]) -> list[Gate]:
     """All gates that the finished stages can tell of, for all targets."""
     folders = {result.name: workspace.path(result.name) for result in stages}

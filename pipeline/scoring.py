@@ -49,12 +49,15 @@ class Score:
     right5: int = 0
     classes: int = 0
 
-    def update(self, values: Array, label: int) -> None:
+    def update(self, values: Array, label: int, sample: str = "") -> None:
         """Takes in one sample's class scores, shape (1, classes). Raises InputError for a label that is no class."""
         scores = np.asarray(values).reshape(-1)
         self.classes = scores.size
         if not 0 <= label < scores.size:
-            raise InputError(f"the label {label} is not among the model's {scores.size} classes, 0..{scores.size - 1}")
+            where = f"sample {sample}: " if sample else ""
+            raise InputError(
+                f"{where}the label {label} is not among the model's {scores.size} classes, 0..{scores.size - 1}"
+            )
         best = np.argsort(-scores, kind="stable")[:5]
         self.right.append(bool(best[0] == label))
         self.right5 += int(label in best)

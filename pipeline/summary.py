@@ -94,8 +94,9 @@ def _inside(path: str) -> str:
 
 def size_change(facts: Mapping[str, Any]) -> str:
     """fp32 -> int8 bytes and their ratio."""
-    ratio = facts["fp32_bytes"] / facts["bytes"] if facts["bytes"] else 0.0
-    return f"{size(facts['fp32_bytes'])} -> {size(facts['bytes'])}  ({ratio:.1f}x smaller)"
+    before, after = facts["fp32_bytes"], facts["bytes"]
+    change = f"{before / after:.1f}x smaller" if before >= after else f"{after / before:.1f}x larger"
+    return f"{size(before)} -> {size(after)}  ({change})"
 
 
 def accuracy(facts: Mapping[str, Any] | None, reference: Mapping[str, Any]) -> str:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeship.calibration.errors import EdgeshipError, GateError, InputError
+from edgeship.pipeline.commands.files import FILE
 
 if TYPE_CHECKING:
     from edgeship.pipeline.flow import Span
     from edgeship.pipeline.recipe import Recipe
 
-FILE = click.Path(path_type=Path)
 
-
-@click.command()
+@click.command(short_help="Run a recipe: from the model to checked artifacts.")
 @click.argument("recipe", type=FILE)
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target of the recipe; repeatable.")
 @click.option("--out", type=FILE, help="The run folder.  [default: build/<recipe name>]")
@@ -61,12 +60,15 @@ class Deployment:
         """Runs the flow, writes report.json and prints it. Raises GateError after that when a gate is not met."""
         from edgeship.pipeline.console import watch
         from edgeship.pipeline.flow import Flow
-        from edgeship.pipeline.report import gates_of, make_report, write_report
+        from edgeship.pipeline.report import gates_of, make_report, remove_report, write_report
         from edgeship.pipeline.summary import print_summary
         from edgeship.pipeline.workspace import Workspace
 
         refused: GateError | None = None
-        with Workspace(self.folder).held() as workspace:
+        place = Workspace(self.folder)
+        Flow(self.recipe, place, self.targets, self.span).check()
+        with place.held() as workspace:
+            remove_report(workspace)
             with watch() as events:
                 flow = Flow(self.recipe, workspace, self.targets, self.span, events)
                 try:
@@ -106,7 +108,7 @@ def choose_targets(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-@click.command()
+@click.command(short_help="Check a release against its manifest and checksums.")
 @click.argument("release", type=FILE)
 def verify(release: Path) -> None:
     """Check a RELEASE folder against its manifest and checksums."""

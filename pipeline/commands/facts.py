@@ -9,11 +9,10 @@ from pathlib import Path
 import click
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.commands.files import FILE
 
-FILE = click.Path(path_type=Path)
 
-
-@click.command()
+@click.command(short_help="Write a commented recipe.toml.")
 @click.argument("folder", type=FILE, default=".")
 @click.option("--model", type=FILE, help="The model the recipe is for: .onnx, .pt2 or a .py file with a factory.")
 def init(folder: Path, model: Path | None) -> None:
@@ -30,7 +29,7 @@ def init(folder: Path, model: Path | None) -> None:
     click.echo(f"wrote {path}; fill in what is marked with TODO, then: edgeship deploy {path}")
 
 
-@click.command()
+@click.command(short_help="List the targets and whether their runtime is installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def targets(as_json: bool) -> None:
     """List the targets, whether their runtime is installed, and how to install it."""
@@ -48,7 +47,7 @@ def targets(as_json: bool) -> None:
         click.echo(f"{name:<14} model{fact['suffix']:<8} {state}")
 
 
-@click.command()
+@click.command(short_help="Show versions, CPU features and what they mean for int8.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def doctor(as_json: bool) -> None:
     """Show versions and CPU features, and what they mean for int8."""
@@ -68,20 +67,35 @@ def doctor(as_json: bool) -> None:
         click.echo(sentence)
 
 
-@click.command()
+@click.command(short_help="Show what a model is made of: ONNX or TFLite.")
 @click.argument("model", type=FILE)
+@click.option("--target", metavar="NAME", help="Also say what stands in the way of converting an ONNX model for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def inspect(model: Path, as_json: bool) -> None:
+def inspect(model: Path, target: str | None, as_json: bool) -> None:
     """Show inputs, outputs, operators, int8 share, size and quantization of MODEL (ONNX or TFLite)."""
     from edgeship.pipeline.inspection import inspect_model
 
     facts = inspect_model(model)
+    refusals = None if target is None else _refusals(model, target)
     if as_json:
-        click.echo(json.dumps(facts.to_json(), indent=2))
-    else:
-        width = max(len(name) for name, _ in facts.rows())
-        for name, value in facts.rows():
-            click.echo(f"{name:<{width}}  {value}")
+        document = facts.to_json() if refusals is None else {**facts.to_json(), "refusals": refusals}
+        click.echo(json.dumps(document, indent=2))
+        return
+    width = max(len(name) for name, _ in facts.rows())
+    for name, value in facts.rows():
+        click.echo(f"{name:<{width}}  {value}")
+    if refusals is not None:
+        click.echo(f"{target}: {len(refusals)} things stand in the way" if refusals else f"{target}: can be converted")
+        for refusal in refusals:
+            click.echo(f"  {refusal}")
+
+
+def _refusals(model: Path, target: str) -> list[str]:
+    """Every node of an ONNX model that the target cannot take, with the reason."""
+    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.targets.base import load
+
+    return [str(finding) for finding in load(target).check(load_onnx(model))]
 
 
 COMMANDS = (init, targets, doctor, inspect)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from edgeship.calibration.errors import InputError
 
@@ -12,6 +14,19 @@ if TYPE_CHECKING:
     from edgeship.calibration.data import Preprocessing, Samples
     from edgeship.calibration.types import Session
     from edgeship.pipeline.recipe import Recipe
+
+
+class FilePath(click.Path):
+    """A path that is not empty: `--out "$UNSET"` means a mistake, not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value as a Path."""
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath(path_type=Path)
 
 
 def runtime_of(model: Path) -> str:
@@ -72,6 +87,8 @@ def open_data(
     from edgeship.calibration.data import open_samples
     from edgeship.pipeline.recipe import load_recipe
 
+    if not inputs:
+        raise InputError("the model has no inputs; accepted: a model with an image input")
     if data.suffix == ".toml":
         return _recipe_samples(load_recipe(data), inputs, calibration=calibration)
     name = next(iter(inputs))

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from edgeship.calibration.errors import GateError, InputError
+from edgeship.pipeline.commands.files import FILE
 
-FILE = click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 DATA = click.option("--data", type=FILE, required=True, help="Samples: images, a CSV of them, an .npz, or a recipe.")
 RECIPE = click.option("--recipe", type=FILE, help="How to preprocess images, where no model's metadata says it.")
 
 
-@click.command()
+@click.command(short_help="Compare the outputs of two models.")
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @DATA
@@ -71,7 +71,7 @@ def _compared(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(short_help="Score a model on labelled data.")
 @click.argument("model", type=FILE)
 @DATA
 @RECIPE
@@ -99,7 +99,7 @@ def evaluate(
             values = class_scores(session.run(sample.feeds))
             if values is None or sample.label is None:
                 raise InputError(f"{model} has no output of shape (1, classes) to compare labels with")
-            score.update(values, sample.label)
+            score.update(values, sample.label, sample.name)
     facts = score.to_json()
     if as_json:
         click.echo(json.dumps({"model": str(model), **facts}, indent=2))
@@ -109,7 +109,7 @@ def evaluate(
     click.echo(f"top-1 {facts['top1']:.2f} % (95 %: {low:.2f} .. {high:.2f}){top5}, n = {facts['n']}")
 
 
-@click.command()
+@click.command(short_help="Measure the latency of models.")
 @click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL...")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each runtime.")
 @click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Timed inferences of each.")

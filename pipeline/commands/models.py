@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.commands.files import FILE
 
 if TYPE_CHECKING:
     from edgeship.calibration.types import WeightScheme
     from edgeship.targets.base import IoDtype, IoLayout
 
-FILE = click.Path(path_type=Path)
 OUT = click.option("-o", "--out", type=FILE, required=True, help="The file to write; replaced by a complete new one.")
 
 
@@ -28,7 +28,7 @@ def check_output(out: Path, *inputs: Path) -> None:
         raise InputError(f"-o {out}: there is no folder {out.absolute().parent}")
 
 
-@click.command()
+@click.command(short_help="Export a recipe's model to checked ONNX.")
 @click.argument("recipe", type=FILE)
 @OUT
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable.")
@@ -43,7 +43,7 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"wrote {out}: opset {result.facts['opset']}, {result.facts['parameters']:,} parameters")
 
 
-@click.command()
+@click.command(short_help="Simplify an ONNX model.")
 @click.argument("model", type=FILE)
 @OUT
 def simplify(model: Path, out: Path) -> None:
@@ -61,7 +61,7 @@ def simplify(model: Path, out: Path) -> None:
     click.echo(f"wrote {out}: {before} operators became {after}")
 
 
-@click.command()
+@click.command(short_help="Quantize an ONNX model to int8 on real data.")
 @click.argument("model", type=FILE)
 @OUT
 @click.option("--data", type=FILE, required=True, help="Samples: images, a CSV of them, an .npz, or a recipe.")
@@ -73,6 +73,15 @@ def simplify(model: Path, out: Path) -> None:
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]")
 @click.option("--weights", type=click.Choice(["full", "pair_limited"]), help="The weight scheme.  [default: safest]")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per channel.")
+@click.option(
+    "--refine",
+    "refinements",
+    multiple=True,
+    metavar="NAME",
+    default=("bias_correction",),
+    show_default=True,
+    help="A refinement; several times for several, `none` for none.",
+)
 def quantize(
     model: Path,
     out: Path,
@@ -85,6 +94,7 @@ def quantize(
     targets: tuple[str, ...],
     weights: WeightScheme | None,
     per_tensor: bool,
+    refinements: tuple[str, ...],
 ) -> None:
     """Quantize a float MODEL.onnx to int8 (QDQ) with ranges chosen on real data."""
     del mode  # the choice has one value so far
@@ -108,13 +118,14 @@ def quantize(
             algorithm=algorithm,
             schemes=(scheme,),
             per_tensor=per_tensor,
+            refinements=() if refinements == ("none",) else refinements,
             progress=progress,
         )
     write_atomically(out, to_bytes(result.models[scheme]))
     click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {len(opened)} samples")
 
 
-@click.command()
+@click.command(short_help="Convert an ONNX model to a target's format.")
 @click.argument("model", type=FILE)
 @OUT
 @click.option("--target", required=True, metavar="NAME", help="The target to convert for.")
@@ -126,15 +137,21 @@ def quantize(
     show_default=True,
     help="The type of inputs and outputs.",
 )
-def convert(model: Path, out: Path, target: str, io_layout: IoLayout | None, io_dtype: IoDtype) -> None:
+@click.option("--batch", type=click.IntRange(min=1), help="The size of a dynamic batch.  [default: it stays dynamic]")
+def convert(
+    model: Path, out: Path, target: str, io_layout: IoLayout | None, io_dtype: IoDtype, batch: int | None
+) -> None:
     """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
     from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.pipeline.onnx_form import fix_batch
     from edgeship.pipeline.workspace import write_atomically
     from edgeship.targets.base import ConvertOptions, load
 
     check_output(out, model)
     chosen = load(target)
     loaded = load_onnx(model)
+    if batch:
+        fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
     options = ConvertOptions(io_layout, io_dtype, metadata)
     content = chosen.convert(loaded, options)

@@ -50,7 +50,7 @@ def judge(reference: Session, sessions: Mapping[str, Session], jury: Jury, progr
         for name, values in outputs.items():
             classes = class_scores(values)
             if sample.label is not None and classes is not None:
-                scores[name].update(classes, sample.label)
+                scores[name].update(classes, sample.label, sample.name)
     progress(len(jury.samples), len(jury.samples), "samples")
     scored = jury.samples.has_labels and scores[FLOAT].n > 0
     targets = {}

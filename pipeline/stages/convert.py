@@ -83,7 +83,7 @@ def check_all(models: Mapping[tuple[str, str], tuple[Target, ir.Model]]) -> None
                 names[name] = None
     if findings:
         raise UnsupportedError(
-            f"convert: {len(findings)} nodes cannot be converted for {', '.join(names)}", list(findings.values())
+            f"convert: the model cannot be converted for {' and '.join(names)}", list(findings.values())
         )
 
 

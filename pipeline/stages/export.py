@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,16 +52,10 @@ def export_model(recipe: Recipe) -> Export:
 def export_recipe(recipe: Recipe, out: Path) -> Export:
     """The export of the recipe's model, written to the file `out`, which is replaced only by a complete new one."""
     from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.pipeline.workspace import write_atomically
 
     result = export_model(recipe)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(to_bytes(result.model))
-        temporary.replace(out)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(out, to_bytes(result.model))
     return result
 
 
@@ -172,13 +165,16 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
 
 
 def _files(recipe: Recipe) -> Sequence[Path]:
-    """The model's file, its weights, and the Python files beside a `.py` source, which it may import."""
+    """The model's file, its weights, and the Python files it may import: those beside a `.py`, all of a package."""
     path, weights = recipe.source_path, recipe.weights_path
+    files = [each for each in (path, weights) if each is not None]
     package = recipe.model.source.rpartition(":")[0].split(".")[0]
     if path is None and package:
         spec = importlib.util.find_spec(package)
-        path = Path(spec.origin) if spec is not None and spec.origin else None
-    files = [each for each in (path, weights) if each is not None]
+        if spec is not None and spec.submodule_search_locations:
+            files += [each for place in spec.submodule_search_locations for each in sorted(Path(place).rglob("*.py"))]
+        elif spec is not None and spec.origin and spec.has_location:
+            files.append(Path(spec.origin))
     if path is not None and path.suffix == ".py":
         files += sorted(each for each in path.parent.glob("*.py") if each != path)
     return files

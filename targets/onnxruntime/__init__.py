@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime loads: models are nobody else's business
+
 from edgeship.targets.onnxruntime.session import OnnxSession, open_float, open_reference
 from edgeship.targets.onnxruntime.target import TARGET
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.errors import InputError, StageError, UnsupportedError
 from edgeship.calibration.onnx_file import read_proto
-from edgeship.calibration.types import Array, TensorInfo
+from edgeship.calibration.types import Array, Finding, TensorInfo
 from edgeship.targets.onnxruntime.border import Port, read_ports
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _DTYPES = {
     "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(int8)": np.int8,
     "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64, "tensor(uint8)": np.uint8,
 }  # fmt: skip
+_SOURCE = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])")
+"""The C++ file, line and function that ONNX Runtime puts before some of its messages."""
 _SILENT = 4
 """ONNX Runtime's severity "fatal": what else it would print on stderr reaches the user as an error's sentence."""
 
@@ -42,19 +45,38 @@ def session_options(threads: int, *, optimise: bool) -> onnxruntime.SessionOptio
 
 
 def start(model: bytes, where: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on the CPU. Raises InputError with ONNX Runtime's reason when it refuses the model."""
+    """A session on the CPU.
+
+    Raises UnsupportedError with all nodes whose operator ONNX Runtime lacks, InputError with its reason when it refuses
+    the model for another one.
+    """
     import onnxruntime
 
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base than Exception
+        findings = _unknown_operators(model)
+        if findings:
+            raise UnsupportedError(f"ONNX Runtime cannot load {where}", findings) from error
         raise InputError(f"ONNX Runtime cannot load {where}: {reason(error)}") from error
+
+
+def _unknown_operators(model: bytes) -> list[Finding]:
+    import onnx
+    import onnx_ir as ir
+
+    from edgeship.targets.onnxruntime.operators import without_kernel
+
+    try:
+        return without_kernel(ir.from_proto(onnx.load_model_from_string(model)))
+    except Exception:  # a model that cannot even be read has its reason already
+        return []
 
 
 def reason(error: Exception) -> str:
     """ONNX Runtime's message in one line, without its error code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines) or type(error).__name__
+    text = _SOURCE.sub("", " ".join(lines)) or type(error).__name__
     return text.split(" : ", 2)[-1][:400] if text.startswith("[ONNXRuntimeError]") else text[:400]
 
 

@@ -8,16 +8,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
-from edgeship.calibration.macs import node_key
 from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.types import Finding, QuantRules, WeightScheme
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
 from edgeship.targets.onnxruntime.border import change_border, check_border
+from edgeship.targets.onnxruntime.operators import without_kernel
 from edgeship.targets.onnxruntime.rules import RULES
 from edgeship.targets.onnxruntime.session import OnnxSession, session_options, start
 from edgeship.targets.onnxruntime.unsigned import make_unsigned
-
-_ONNX_DOMAINS = ("", "ai.onnx")
 
 
 class OnnxRuntime:
@@ -53,11 +51,11 @@ class OnnxRuntime:
 
     def check(self, model: ir.Model) -> list[Finding]:
         """Every node without a kernel; or, when all have one, what ONNX Runtime says on loading the model."""
-        return _without_kernel(model) or _refused(to_bytes(model))
+        return without_kernel(model) or _refused(to_bytes(model))
 
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata."""
-        findings = [*_without_kernel(model), *check_border(model.graph, options)]
+        findings = [*without_kernel(model), *check_border(model.graph, options)]
         if not findings:
             content = _converted(model, options)
             findings = _refused(content)
@@ -86,25 +84,6 @@ def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
     model.metadata_props.update(ordered)
     model.producer_name, model.producer_version = "edgeship", ""
     return to_bytes(model)
-
-
-def _without_kernel(model: ir.Model) -> list[Finding]:
-    """The nodes whose operator ONNX Runtime's CPU provider does not have, neither as kernel nor as function."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    known = {(schema.domain or "", schema.name) for schema in state.get_all_operator_schema()}
-    local = {(function.domain, function.name) for function in model.functions.values()}
-    findings = []
-    for node in model.graph.all_nodes():
-        domain = "" if node.domain in _ONNX_DOMAINS else node.domain
-        if (domain, node.op_type) not in known and (node.domain, node.op_type) not in local:
-            operator = f"{domain}.{node.op_type}" if domain else node.op_type
-            findings.append(
-                Finding(
-                    f"{operator} {node_key(node)}", f"ONNX Runtime has no operator {operator}", "", "ONNX operators"
-                )
-            )
-    return findings
 
 
 def _refused(content: bytes) -> list[Finding]:

@@ -190,6 +190,38 @@ def test_evaluate_scores_a_model_on_labelled_arrays(model: Path, tiny_data: Path
     assert "top-1" in run("evaluate", model, "--data", tiny_data).stdout
 
 
+def test_inspect_lists_what_stands_in_the_way_of_a_target(tmp_path: Path, model: Path) -> None:
+    assert "tflite: can be converted" in run("inspect", model, "--target", "tflite").stdout
+    strange = tmp_path / "strange.onnx"
+    strange.write_bytes(_model_of("RandomNormalLike", [1, 3]))
+    result = run("inspect", strange, "--target", "tflite")
+    assert result.exit_code == 0
+    assert "RandomNormalLike 'only'" in result.stdout
+    assert len(json.loads(run("inspect", strange, "--target", "tflite", "--json").stdout)["refusals"]) == 1
+
+
+def test_convert_fixes_a_dynamic_batch(tmp_path: Path, model: Path) -> None:
+    dynamic, out = tmp_path / "dynamic.onnx", tmp_path / "out.tflite"
+    dynamic.write_bytes(_model_of("Relu", ["N", 3]))
+    assert run("convert", dynamic, "-o", out, "--target", "tflite", "--batch", "4").exit_code == 0
+    facts = json.loads(run("inspect", out, "--json").stdout)
+    assert [4, 3] in [entry["shape"] for entry in facts["inputs"]]
+    result = run("convert", model, "-o", out, "--target", "tflite", "--batch", "4")
+    assert result.exit_code == 2
+    assert "no input has a dynamic batch" in last_line(result)
+
+
+def _model_of(op: str, shape: Sequence[int | str]) -> bytes:
+    """A model of one operator without attributes."""
+    import onnx
+
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node(op, ["x"], ["y"], "only")], "one", ports[:1], ports[1:])
+    opset = onnx.helper.make_opsetid("", 20)
+    content: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    return content
+
+
 def test_evaluate_without_labels_says_what_is_missing(tmp_path: Path, model: Path, tiny_images: Array) -> None:
     np.savez(tmp_path / "plain.npz", image=tiny_images)
     result = run("evaluate", model, "--data", tmp_path / "plain.npz")

@@ -19,7 +19,9 @@ from edgeship.targets.onnxruntime import open_float
 
 def _quantized(model: ir.Model, images: np.ndarray) -> ir.Model:
     rules = strictest([load(name).rules for name in ("onnxruntime", "tflite")])
-    _, qdq = quantize_model(model, [Sample(str(i), {"image": image[np.newaxis]}, None) for i, image in enumerate(images)], rules, open_float)
+    _, qdq = quantize_model(
+        model, [Sample(str(i), {"image": image[np.newaxis]}, None) for i, image in enumerate(images)], rules, open_float
+    )
     return qdq
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeship.calibration.errors import StageError
+from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.types import Array, TensorInfo
 from edgeship.pipeline.measure import SETTLE, Measurement, Schedule, Subject, Worker, in_turns, measure
 from edgeship.pipeline.measure_worker import random_feeds, serve
@@ -141,10 +141,10 @@ def test_real_workers_measure_two_artifacts(artifact: Path, tiny_images: Array) 
     assert results[0].machine["cpu"]
 
 
-def test_an_artifact_that_cannot_be_opened_is_a_stage_error(tmp_path: Path, tiny_images: Array) -> None:
+def test_an_artifact_that_cannot_be_opened_is_an_input_error(tmp_path: Path, tiny_images: Array) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"nonsense")
-    with pytest.raises(StageError, match=r"onnxruntime: model.onnx cannot be measured: "):
+    with pytest.raises(InputError, match=r"onnxruntime: model.onnx cannot be measured: "):
         measure([Subject("onnxruntime", path)], {"image": tiny_images[:1]}, Schedule(runs=1, warmup=0))
 
 

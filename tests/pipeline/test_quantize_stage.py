@@ -82,10 +82,54 @@ def test_two_runs_write_the_same_bytes(context: Make) -> None:
 
 
 def test_an_unknown_algorithm_is_an_input_error(context: Make) -> None:
-    stage_context, folder = context('algorithm = "minmx"')
-    with pytest.raises(InputError, match=r"unknown range algorithm 'minmx'; there are: .*minmax"):
+    with pytest.raises(InputError, match=r"quantize.algorithm: unknown algorithm 'minmx'; did you mean 'minmax'"):
+        context('algorithm = "minmx"')
+
+
+@pytest.mark.parametrize(
+    ("quantize", "message"),
+    [
+        (
+            'refine = ["bias_corection"]',
+            "quantize.refine: unknown refinement 'bias_corection'; did you mean 'bias_corr",
+        ),
+        ('refine = ["pair_limit"]', "'pair_limit' is not asked for by name: `weights` of .quantize."),
+        ('refine = ["equalize", "equalize"]', "refinement 'equalize' is asked for 2 times"),
+        ('[[quantize.override]]\npattern = "x"', "exactly one of algorithm, float = true and range"),
+        ('[[quantize.override]]\npattern = "x"\nrange = [1, 2]', r"low <= 0 <= high and low < high"),
+        ('[[quantize.override]]\npattern = "x"\nfloat = "yes"', "quantize.override.0.float: seen .*boolean"),
+        ('[[quantize.override]]\npatern = "x"\nfloat = true', "unknown key; did you mean 'pattern'"),
+        ('[[quantize.override]]\npattern = "x"\nalgorithm = "ms"', "override.0.algorithm: unknown algorithm 'ms'"),
+    ],
+)
+def test_wrong_refinements_and_overrides_are_recipe_errors(context: Make, quantize: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        context(quantize)
+
+
+def test_an_override_that_matches_nothing_names_the_nearest_tensors(context: Make) -> None:
+    stage_context, folder = context('[[quantize.override]]\npattern = "stm"\nfloat = true')
+    with pytest.raises(InputError, match=r"the pattern 'stm' matches no tensor or node.*did you mean 'stem'"):
         STAGE.run(stage_context)
     assert not list(folder.iterdir())
+
+
+def test_the_plan_file_says_what_the_recipe_asked_for(context: Make) -> None:
+    stage_context, folder = context(
+        'algorithm = "mse"\nrefine = ["bias_correction", "weight_scale", "equalize"]\nsamples = 8\n'
+        '[[quantize.override]]\npattern = "sum*"\nalgorithm = "percentile"'
+    )
+    STAGE.run(stage_context)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["algorithm"] == "mse"
+    assert plan["refinements"] == ["equalize", "weight_scale", "bias_correction"]  # in the order they are applied
+    assert plan["overrides"] == [{"algorithm": "percentile", "pattern": "sum*", "range": None, "stays_float": False}]
+
+
+def test_without_refinements_biases_are_only_rounded(context: Make) -> None:
+    stage_context, folder = context("refine = []")
+    STAGE.run(stage_context)
+    assert json.loads((folder / "plan.json").read_text())["refinements"] == []
 
 
 @pytest.mark.parametrize(("count", "seen"), [(0, "holds no samples"), (1, "a single sample")])
