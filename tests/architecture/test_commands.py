@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import os
 import subprocess
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def make_targets() -> set[str]:
 def dry_run(*arguments: str) -> str:
     """What make would run with every stamp in place."""
     stamps = [option for stamp in ("deploy", "dev", "tensorflow") for option in ("-o", f".venv/{stamp}.stamp")]
-    done = subprocess.run(["make", "-n", *stamps, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", "-n", *stamps, *arguments]  # alone: the suite itself may be run by make
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=alone)
     return done.stdout
 
 
