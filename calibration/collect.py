@@ -1,12 +1,15 @@
 """Runs the float graph over samples and shows observers the values inside it, one sample at a time.
 
-Only one sample's values are alive at any moment and an observer's state has a fixed size, so memory does not grow
-with the number of samples.
+A few samples' values are alive at any moment and an observer's state has a fixed size, so memory does not grow with
+the number of samples. The next samples run while one is looked at; observers see them in order, so the result does not
+depend on how fast anything was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import onnx_ir as ir
@@ -15,6 +18,9 @@ from edgeship.calibration.algorithms import load
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.operators import node_key, value_name
 from edgeship.calibration.types import Array, Observer, OpenModel
+
+AT_ONCE = 2
+"""How many samples run side by side, each in one thread."""
 
 
 class Feeds(Protocol):
@@ -74,13 +80,16 @@ def observe(
     session = open_model(expose(model, inner)) if inner else None
     total = len(samples) if isinstance(samples, Sized) else 0
     done = 0
-    for sample in samples:
+
+    def values_of(sample: Feeds) -> dict[str, Array]:
         values = dict(sample.feeds)
         missing = sorted(name for name in inputs if name not in values)
         if missing:
             raise InputError(f"sample {sample.name} has no values for the model's inputs {', '.join(missing)}")
-        if session is not None:
-            values |= session.run({name: values[name] for name in inputs})
+        computed = {} if session is None else session.run({name: values[name] for name in inputs})
+        return values | computed
+
+    for sample, values in _ahead(samples, values_of):
         for name, each in statistics.items():
             try:
                 for statistic in each:
@@ -94,6 +103,21 @@ def observe(
         raise InputError(
             "there are no calibration samples; at least one is needed to know the ranges of the activations"
         )
+
+
+def _ahead(
+    samples: Iterable[Feeds], values_of: Callable[[Feeds], dict[str, Array]]
+) -> Iterator[tuple[Feeds, dict[str, Array]]]:
+    """Every sample with its values, in order, while the next ones are computed."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running: deque[tuple[Feeds, Future[dict[str, Array]]]] = deque()
+        for sample in samples:
+            running.append((sample, pool.submit(values_of, sample)))
+            if len(running) > AT_ONCE:
+                first, values = running.popleft()
+                yield first, values.result()
+        for first, values in running:
+            yield first, values.result()
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> bytes:

@@ -242,7 +242,7 @@ class Session(Protocol):
 
 
 OpenModel = Callable[[bytes], Session]
-"""Loads a serialized ONNX model for calibration; injected, so that this package names no runtime."""
+"""Loads a serialized ONNX model for calibration, to be run from several threads; injected: no runtime is named here."""
 
 
 def strictest(rules: Iterable[QuantRules]) -> QuantRules:

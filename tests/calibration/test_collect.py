@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeship.calibration.collect import collect, observe
+from edgeship.calibration.collect import AT_ONCE, collect, observe
 from edgeship.calibration.errors import InputError
 
 
@@ -53,8 +53,8 @@ def test_an_unknown_tensor_is_an_error(model: ir.Model, samples: Any, open_float
         collect(model, samples(model), ["nothing"], "minmax", open_float)
 
 
-def test_samples_are_let_go_one_by_one(model: ir.Model, samples: Any, open_float: Any) -> None:
-    """What is alive does not grow with the number of samples: each sample is dead before the next but one is made."""
+def test_samples_are_let_go_while_others_are_made(model: ir.Model, samples: Any, open_float: Any) -> None:
+    """What is alive does not grow with the number of samples: those that run, one waiting, one looked at, one made."""
     import weakref
 
     alive: list[weakref.ref[Any]] = []
@@ -68,7 +68,7 @@ def test_samples_are_let_go_one_by_one(model: ir.Model, samples: Any, open_float
             yield shot
 
     collect(model, stream(), ["x", "c"], "minmax", open_float)
-    assert most <= 3
+    assert most <= AT_ONCE + 3
 
 
 def test_progress_counts_samples(model: ir.Model, samples: Any, open_float: Any) -> None:
