@@ -6,7 +6,7 @@ import os
 import threading
 import zipfile
 import zlib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -65,13 +65,32 @@ class DiskTree:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+class _Archive:
+    """An open .zip and its directory, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+        self._lock = threading.Lock()
+        self.names = tuple(self._zip.namelist())
+
+    def read(self, name: str) -> bytes:
+        """A member's content; one thread at a time."""
+        with self._lock:
+            return self._zip.read(name)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, _modified: int, _size: int) -> _Archive:
+    """The archive as it is now: reading the directory of a large data set takes seconds, and a run needs it often."""
+    return _Archive(path)
+
+
 class ZipTree:
     """A folder inside a .zip, addressed as `archive.zip/inner/folder`."""
 
     def __init__(self, archive: Path, inner: PurePosixPath) -> None:
         self.archive = archive
         self.prefix = "" if str(inner) == "." else f"{inner}/"
-        self._lock = threading.Lock()
 
     @property
     def where(self) -> str:
@@ -79,18 +98,19 @@ class ZipTree:
         return f"{self.archive}/{self.prefix}".rstrip("/")
 
     @cached_property
-    def _zip(self) -> zipfile.ZipFile:
+    def _archive(self) -> _Archive:
         try:
-            return zipfile.ZipFile(self.archive)
+            state = self.archive.stat()
+            return _opened(self.archive, state.st_mtime_ns, state.st_size)
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise InputError(f"{self.archive} cannot be read as a .zip: {error}") from error
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        with self._lock:
-            every = self._zip.namelist()
         names = (
-            name.removeprefix(self.prefix) for name in every if name.startswith(self.prefix) and not name.endswith("/")
+            name.removeprefix(self.prefix)
+            for name in self._archive.names
+            if name.startswith(self.prefix) and not name.endswith("/")
         )
         return frozenset(name for name in names if not any(_hidden(part) for part in name.split("/")))
 
@@ -105,8 +125,7 @@ class ZipTree:
     def read(self, name: str) -> bytes:
         """The file's content, decompressed in memory."""
         try:
-            with self._lock:
-                return self._zip.read(f"{self.prefix}{PurePosixPath(name)}")
+            return self._archive.read(f"{self.prefix}{PurePosixPath(name)}")
         except (
             KeyError,
             zipfile.BadZipFile,
