@@ -1,14 +1,14 @@
-"""Activations written into the operator before them: TFLite's kernels clamp for free what a RELU would read and write
-again.
+"""What is written into the operator before it: TFLite's kernels clamp for free what a RELU would read and write again,
+and an int8 kernel makes the integers itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edgeship.targets.tflite.graph import Graph, Node, Unsupported
+from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported
 from edgeship.targets.tflite.op import Op
 
 _RANGES = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
@@ -56,5 +56,24 @@ def fuse_activations(graph: Graph, op_of: Callable[[Node], Op | None]) -> None:
             continue
         producer.activation = activation
         producer.outputs = [node.y]
+        producers[node.y] = producer
+        graph.nodes.remove(node)
+
+
+def absorb_quantizers(graph: Graph, read_as: Mapping[Tensor, str]) -> None:
+    """Lets a node whose only reader is QuantizeLinear write the integers itself.
+
+    Quantizers add to the name of either side of the pair; the shorter one is the original's.
+    """
+    uses, producers = graph.consumers(), graph.producers()
+    kept = set(graph.outputs.values())
+    for node in list(graph.nodes):
+        if node.op_type != QUANTIZE or node.x.quant or node.x in kept or len(uses[node.x]) != 1:
+            continue
+        producer = producers.get(node.x)
+        if producer is None or producer.op_type in (QUANTIZE, DEQUANTIZE):
+            continue
+        node.y.name = min(node.x.name, read_as.get(node.y, node.x.name), key=len)
+        producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
         producers[node.y] = producer
         graph.nodes.remove(node)

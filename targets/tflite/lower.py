@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.types import Array, Finding, QuantParams, TensorSpec
 from edgeship.targets.tflite.expansion import Expand, Expander, Scope
+from edgeship.targets.tflite.fusion import absorb_quantizers
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     QUANTIZE,
@@ -105,6 +106,7 @@ class _Lowering:
         self.findings: list[Finding] = []
         self.quantized: dict[tuple[Tensor, str], Tensor] = {}
         self.signed: dict[Tensor, Tensor] = {}
+        self.read_as: dict[Tensor, str] = {}
         self.dynamic: dict[str, int] = {}
         for value in model.graph.inputs:
             if not value.is_initializer():
@@ -226,7 +228,8 @@ class _Lowering:
         if x.data is None and params.spec.axis is not None:
             raise Unsupported("a quantized tensor that is computed has one scale", x.name, "per tensor")
         if node.op_type == DEQUANTIZE:
-            self.tensors[output] = self._dequantized(x, params, shift)
+            seen = self.tensors[output] = self._dequantized(x, params, shift)
+            self.read_as.setdefault(seen, output.name or seen.name)
         else:
             self.tensors[output] = self._quantized(x, params, output.name or node.name or "", node.name or "")
 
@@ -339,25 +342,9 @@ class _Lowering:
         border = (*self.model.graph.inputs, *self.model.graph.outputs)
         integers = frozenset(v.name or "" for v in border if v.dtype is not None and not v.dtype.is_floating_point())
         graph = Graph(self.nodes, inputs, outputs, integers)
-        _absorb(graph)
+        absorb_quantizers(graph, self.read_as)
         graph.prune()
         return graph
-
-
-def _absorb(graph: Graph) -> None:
-    """Lets a node whose only reader is QuantizeLinear write the integers itself, under the node's own name."""
-    uses, producers = graph.consumers(), graph.producers()
-    kept = set(graph.outputs.values())
-    for node in list(graph.nodes):
-        if node.op_type != QUANTIZE or node.x.quant or node.x in kept or len(uses[node.x]) != 1:
-            continue
-        producer = producers.get(node.x)
-        if producer is None or producer.op_type in (QUANTIZE, DEQUANTIZE):
-            continue
-        node.y.name = node.x.name
-        producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
-        producers[node.y] = producer
-        graph.nodes.remove(node)
 
 
 def _content(tensor: Tensor) -> Array | None:
