@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
-from edgeship.targets.tflite.graph import constant
+from edgeship.targets.tflite.graph import Node, constant
 from edgeship.targets.tflite.layout import Layout
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
 from edgeship.targets.tflite.op import Op
@@ -114,4 +114,15 @@ def _sum_of_planes(emit: Emit, w: Window) -> None:
         steps.deliver(steps.activated(total, emit.node.activation))
 
 
-OPS = (Op("Conv", convert_conv, CHANNELS_LAST, INT8, (of_types("float32"), windows_in_space), fuses=True),)
+def channels_fit(node: Node) -> str | None:
+    """The weights' input channels times the groups are the input's channels."""
+    x, weights, groups = node.x, node.tensor(1), int(node.attribute("group", 1))
+    if x.rank < 3 or weights.rank != x.rank:
+        return None
+    if weights.shape[1] * groups != x.shape[1] or weights.shape[0] % groups:
+        return f"weights {list(weights.shape)} in {groups} groups do not fit an input of {x.shape[1]} channels"
+    return None
+
+
+_LIMITS = (of_types("float32"), windows_in_space, channels_fit)
+OPS = (Op("Conv", convert_conv, CHANNELS_LAST, INT8, _LIMITS, fuses=True),)

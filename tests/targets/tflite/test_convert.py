@@ -152,6 +152,12 @@ def test_every_unsupported_node_is_listed_at_once(model_of: Model, convert: Conv
     assert TARGET.check(ir.from_proto(model)) == list(caught.value.findings)
 
 
+def test_weights_that_do_not_fit_the_input_are_refused(model_of: Model) -> None:
+    model = model_of([conv()], {"x": (1, 4, 8, 8)}, {"a": None}, {"w": FILTER, "bias": BIAS})
+    with pytest.raises(UnsupportedError, match=r"weights \[4, 3, 3, 3\] in 1 groups do not fit an input of 4 channels"):
+        TARGET.convert(ir.from_proto(model), ConvertOptions())
+
+
 def test_custom_operator_and_what_follows_it_do_not_hide_later_findings(model_of: Model) -> None:
     nodes = [
         helper.make_node("Magic", ["x"], ["a"], name="first", domain="my.domain"),
