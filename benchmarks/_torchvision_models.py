@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeship.calibration.preprocessing import Preprocessing
+from edgeship.calibration.samples.preprocessing import Preprocessing
 
 OPSET = 20
 SEED = 0

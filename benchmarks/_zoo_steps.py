@@ -55,10 +55,10 @@ def simplify(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
 def quantize(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     """Writes the QDQ model under the target's rules, calibrated on images; gives what stays float and why."""
     from edgeship.calibration.collect import collect
-    from edgeship.calibration.data import Sample
     from edgeship.calibration.onnx_file import load_onnx, to_bytes
     from edgeship.calibration.plan import make_plan, tensors_to_observe
     from edgeship.calibration.qdq import apply_plan
+    from edgeship.calibration.samples.data import Sample
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_float
 

@@ -75,9 +75,9 @@ def measure(method: str, model: Path, data: Path, count: int) -> dict[str, float
 
 
 def with_edgeship(model: Path, data: Path, count: int, refinements: tuple[str, ...]) -> None:
-    from edgeship.calibration.data import Preprocessing, open_samples
     from edgeship.calibration.onnx_file import load_onnx
     from edgeship.calibration.quantize import calibrate
+    from edgeship.calibration.samples.data import Preprocessing, open_samples
     from edgeship.calibration.types import strictest
     from edgeship.targets.onnxruntime import TARGET, open_float
 

@@ -76,8 +76,8 @@ def run_worker(artifact: Path, feeds: Path, results: Path) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
-    from edgeship.calibration.data import Preprocessing, open_samples
     from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.samples.data import Preprocessing, open_samples
     from edgeship.targets.onnxruntime import open_reference
 
     command = emulator(arguments.emulator)

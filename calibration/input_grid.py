@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeship.calibration.preprocessing import Preprocessing
 from edgeship.calibration.ranges import Range, choose, range_of, representable
+from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.types import Array, QuantParams, TensorSpec
 
 CLEARANCE = 1e-3

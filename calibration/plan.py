@@ -32,8 +32,8 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
-from edgeship.calibration.preprocessing import Preprocessing
 from edgeship.calibration.ranges import Range, choose, range_of, representable
+from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.selection import Selection, activation_bounds, moves, select
 from edgeship.calibration.sharing import group_params, quantized_values, share_scales
 from edgeship.calibration.types import Array, Observer, QuantizedConstant, QuantParams, QuantPlan, QuantRules

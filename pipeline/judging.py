@@ -10,7 +10,7 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
 
 if TYPE_CHECKING:
-    from edgeship.calibration.data import Samples
+    from edgeship.calibration.samples.data import Samples
     from edgeship.pipeline.recipe import Recipe
 
 

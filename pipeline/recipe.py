@@ -27,7 +27,7 @@ from edgeship.pipeline.recipe_sections import (
 )
 
 if TYPE_CHECKING:
-    from edgeship.calibration.data import Preprocessing, Samples
+    from edgeship.calibration.samples.data import Preprocessing, Samples
     from edgeship.calibration.types import WeightScheme
 
 
@@ -112,7 +112,7 @@ class Recipe(Section):
 
         A path may lead into a .zip. Raises InputError naming both places when it is in neither.
         """
-        from edgeship.calibration.file_tree import open_tree
+        from edgeship.calibration.samples.file_tree import open_tree
 
         text: str | None = getattr(self.data, field)
         if text is None:
@@ -134,7 +134,7 @@ class Recipe(Section):
 
         Raises InputError when neither gives a shape of four sides.
         """
-        from edgeship.calibration.data import Preprocessing
+        from edgeship.calibration.samples.data import Preprocessing
 
         sides = self.input.shape or shape
         if sides is None:
@@ -182,7 +182,7 @@ class Recipe(Section):
         return None if samples is None else samples.digest()
 
     def _samples(self, field: DataField, inputs: Mapping[str, Sequence[int]] | None) -> Samples:
-        from edgeship.calibration.data import open_samples
+        from edgeship.calibration.samples.data import open_samples
 
         path = self.data_path(field)
         if path is None:

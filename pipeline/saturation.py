@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.targets.base import load
 
 if TYPE_CHECKING:
-    from edgeship.calibration.data import Samples
+    from edgeship.calibration.samples.data import Samples
 
 MOST_SAMPLES = 16
 """Samples the emulation runs on: what can clip is proved without any, and a layer that clips does so on most images."""

@@ -11,7 +11,7 @@ import click
 from edgeship.calibration.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeship.calibration.data import Preprocessing, Samples
+    from edgeship.calibration.samples.data import Preprocessing, Samples
     from edgeship.calibration.types import Session
     from edgeship.pipeline.recipe import Recipe
 
@@ -84,7 +84,7 @@ def open_data(
     Images are preprocessed as `recipe` says, or as the metadata of one of `models` does. Raises InputError when nothing
     says it.
     """
-    from edgeship.calibration.data import open_samples
+    from edgeship.calibration.samples.data import open_samples
     from edgeship.pipeline.recipe import load_recipe
 
     if not inputs:
@@ -108,7 +108,7 @@ def _recipe_samples(recipe: Recipe, inputs: Mapping[str, Sequence[int]], *, cali
 
 def preprocessing_of(recipe: Recipe | None, models: Sequence[Path], shape: Sequence[int]) -> Preprocessing | None:
     """What the recipe says, or the metadata of the first model that says anything."""
-    from edgeship.calibration.data import Preprocessing
+    from edgeship.calibration.samples.data import Preprocessing
     from edgeship.pipeline.inspection import inspect_model
 
     if recipe:

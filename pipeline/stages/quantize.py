@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.calibration.collect import Feeds
-    from edgeship.calibration.data import Samples
     from edgeship.calibration.overrides import Override
+    from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import Finding, QuantPlan, QuantRules, WeightScheme
     from edgeship.pipeline.recipe import Recipe
 
@@ -133,7 +133,7 @@ def run(context: StageContext) -> None:
 
 def _calibration_samples(recipe: Recipe, model: Path) -> tuple[Samples, list[Finding]]:
     """The samples and what is remarkable about them. Raises InputError when they are useless."""
-    from edgeship.calibration.data import check_calibration
+    from edgeship.calibration.samples.data import check_calibration
     from edgeship.pipeline.artifacts import input_shapes
 
     samples = recipe.calibration_samples(input_shapes(model))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from edgeship.calibration.input_grid import CLEARANCE, image_input_params, pixel_levels
 from edgeship.calibration.plan import make_plan, tensors_to_observe
-from edgeship.calibration.preprocessing import Preprocessing
 from edgeship.calibration.ranges import Range, range_of, representable
+from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.types import OperatorRule, QuantRules, TensorSpec
 
 SPEC = TensorSpec()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeship.calibration.data import open_samples
+from edgeship.calibration.samples.data import open_samples
 from edgeship.pipeline.recipe import load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

@@ -48,9 +48,9 @@ def make() -> None:
     """Writes both files."""
     import numpy as np
 
-    from edgeship.calibration.data import Sample
     from edgeship.calibration.onnx_file import to_bytes
     from edgeship.calibration.quantize import quantize_model
+    from edgeship.calibration.samples.data import Sample
     from edgeship.calibration.types import strictest
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_float

@@ -7,10 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgeship.calibration.data import Sample
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.quantize import quantize_model
+from edgeship.calibration.samples.data import Sample
 from edgeship.calibration.types import strictest
 from edgeship.pipeline.layers import LayerComparison, LayerDifference, describe, open_layers
 from edgeship.targets.base import ConvertOptions, load

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.file_tree import DiskTree, FileTree, open_tree
+from edgeship.calibration.samples.file_tree import DiskTree, FileTree, open_tree
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 

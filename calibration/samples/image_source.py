@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.file_tree import FileTree
-from edgeship.calibration.image_list import ImageFile
-from edgeship.calibration.preprocessing import Preprocessing
+from edgeship.calibration.samples.file_tree import FileTree
+from edgeship.calibration.samples.image_list import ImageFile
+from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.types import Array
 
 _DECODERS = 2

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeship.calibration.data import Preprocessing, Samples, check_calibration, open_samples
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.samples.data import Preprocessing, Samples, check_calibration, open_samples
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLAIN = Preprocessing((1, 3, 8, 8))

@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.file_tree import open_tree
-from edgeship.calibration.image_list import list_folder, read_csv
-from edgeship.calibration.image_source import ImageSource
-from edgeship.calibration.preprocessing import Color, Preprocessing
+from edgeship.calibration.samples.file_tree import open_tree
+from edgeship.calibration.samples.image_list import list_folder, read_csv
+from edgeship.calibration.samples.image_source import ImageSource
+from edgeship.calibration.samples.preprocessing import Color, Preprocessing
 from edgeship.calibration.types import Array, Finding
 
 __all__ = ["Color", "Preprocessing", "Sample", "Samples", "check_calibration", "open_samples"]
@@ -164,7 +164,7 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
     if not place.is_absolute() and base is not None and not place.exists() and open_tree(place) is None:
         place = base / place
     if place.suffix.lower() == ".npz" and place.is_file():
-        from edgeship.calibration.array_file import ArraySource
+        from edgeship.calibration.samples.array_file import ArraySource
 
         source: Source = ArraySource(place, dict(shapes) if shapes else {input_name: ()})
     else:

@@ -1,0 +1,1 @@
+"""Samples to calibrate and evaluate with: where they lie, how they are read, and what makes images inputs."""
