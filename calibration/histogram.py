@@ -21,7 +21,8 @@ from edgeship.calibration.ranges import extremes
 from edgeship.calibration.types import Array
 
 BINS = 4096
-"""Bins on either side of zero; between half and all of one side's are in use: 8 to 16 for each of 256 integers."""
+"""Bins on either side of zero unless told otherwise; between half and all of one side's are in use: 8 to 16 for each of
+256 integers."""
 _FINEST = -126
 """Bins as wide as float32's smallest normal number; 2^126 is a float32 too."""
 _CHUNK = 1 << 16
@@ -30,12 +31,14 @@ _CHUNK = 1 << 16
 class Histogram:
     """Counts of values in bins of one width, and their exact extremes."""
 
-    def __init__(self) -> None:
+    def __init__(self, bins: int = BINS) -> None:
+        """Nothing seen yet; `bins`, a power of two, on either side of zero."""
         self.low = 0.0
         self.high = 0.0
         self.exponent = _FINEST
-        self._positive = np.zeros(BINS, np.int64)
-        self._negative = np.zeros(BINS, np.int64)  # of |x|, for x < 0; its first bin stays empty
+        self._bins = bins
+        self._positive = np.zeros(bins, np.int64)
+        self._negative = np.zeros(bins, np.int64)  # of |x|, for x < 0; its first bin stays empty
 
     @property
     def width(self) -> float:
@@ -51,13 +54,13 @@ class Histogram:
         """Takes in finite float32 values of any shape. Raises ValueError when one is NaN or infinite, or none given."""
         low, high = extremes(values)
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(_exponent(max(-low, high)))
+        self._grow(_exponent(max(-low, high), self._bins))
         flat = np.asarray(values, np.float32).reshape(-1)
         per_bin = np.float32(math.ldexp(1.0, -self.exponent))
         places = np.empty(min(_CHUNK, flat.size), np.float32)
         bins = np.empty(places.size, np.intp)
-        offset = BINS if low < 0 else 0
-        counts = np.zeros(offset + BINS, np.int64)
+        offset = self._bins if low < 0 else 0
+        counts = np.zeros(offset + self._bins, np.int64)
         for start in range(0, flat.size, _CHUNK):  # small enough for the processor's cache
             chunk = flat[start : start + _CHUNK]
             index = bins[: chunk.size]
@@ -68,7 +71,7 @@ class Histogram:
             counts += np.bincount(index, minlength=counts.size)
         self._positive += counts[offset:]
         if offset:
-            self._negative[1:] += counts[BINS - 1 : 0 : -1]
+            self._negative[1:] += counts[self._bins - 1 : 0 : -1]
 
     def merge(self, other: Histogram) -> None:
         """Takes in what `other` saw; `other` stays as it is."""
@@ -80,11 +83,11 @@ class Histogram:
         self._negative_to_zero()
 
     def one_sided(self, sign: int) -> Array:
-        """The counts by |x| of the values with `sign` (1 or -1): int64 (BINS,). Zeros count as positive."""
+        """The counts by |x| of the values with `sign` (1 or -1): int64 (bins,). Zeros count as positive."""
         return (self._positive if sign > 0 else self._negative).copy()
 
     def magnitudes(self) -> Array:
-        """The counts by |x| of all values: int64 (BINS,)."""
+        """The counts by |x| of all values: int64 (bins,)."""
         return self._positive + self._negative
 
     def _grow(self, exponent: int) -> None:
@@ -100,18 +103,18 @@ class Histogram:
         self._negative[0] = 0
 
 
-def _exponent(largest: float) -> int:
-    """The smallest e with largest < BINS * 2^e."""
+def _exponent(largest: float, bins: int) -> int:
+    """The smallest e with largest < bins * 2^e."""
     if largest == 0:
         return _FINEST
-    return max(math.frexp(largest)[1] - (BINS.bit_length() - 1), _FINEST)
+    return max(math.frexp(largest)[1] - (bins.bit_length() - 1), _FINEST)
 
 
 def _coarser(counts: Array, halvings: int) -> Array:
     """The counts in bins 2^halvings as wide."""
     if halvings <= 0:
         return counts
-    group = 1 << min(halvings, BINS.bit_length() - 1)
+    group = 1 << min(halvings, counts.size.bit_length() - 1)
     merged = np.zeros_like(counts)
-    merged[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
+    merged[: counts.size // group] = counts.reshape(-1, group).sum(axis=1)
     return merged

@@ -16,6 +16,7 @@ from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
 from edgeship.calibration.overrides import Override, make_observers, rules_with_floats
 from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
+from edgeship.calibration.silhouette import Silhouette
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
 
 REFINEMENTS = ("bias_correction",)
@@ -37,6 +38,7 @@ class Calibration:
     refinements: tuple[str, ...]
     overrides: tuple[Override, ...]
     statistics: Mapping[str, Mapping[str, Statistic]]
+    silhouettes: Mapping[str, Silhouette]
 
     def plan(self, weights: WeightScheme = "full") -> QuantPlan:
         """The plan with weights of the given scheme: ranges, then limits of the weights, then the other refinements."""
@@ -88,13 +90,16 @@ def calibrate(  # noqa: PLR0913 - four of eight are keyword-only options
     for refinement in loaded.values():
         model = refinement.prepare(model, rules, look)
     statistics = {name: dict(each.statistics(model, rules)) for name, each in loaded.items()}
-    wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
+    silhouettes = {name: Silhouette() for name in observers}
+    wanted: dict[str, list[Statistic]] = {name: [observers[name], silhouettes[name]] for name in observers}
     for each in statistics.values():
         for name, statistic in each.items():
             wanted.setdefault(name, []).append(statistic)
     counter = _Counter(progress)
     observe(model, samples, wanted, open_model, counter)
-    return Calibration(model, rules, algorithm, counter.done, observers, tuple(loaded), tuple(overrides), statistics)
+    return Calibration(
+        model, rules, algorithm, counter.done, observers, tuple(loaded), tuple(overrides), statistics, silhouettes
+    )
 
 
 def quantize_model(  # noqa: PLR0913 - five of nine are keyword-only options

@@ -1,8 +1,8 @@
 """Returns the quantized models, one per weight scheme that the recipe's targets need, and the plan they were made from.
 
 4-quantize/full.onnx and, when a target asks for it, pair_limited.onnx; plan.json says every decision in words and
-numbers. The plan is made under the strictest union of the rules of all targets of the recipe, whichever of them are
-built now.
+numbers, histograms.json what the calibrated tensors' values look like. The plan is made under the strictest union of
+the rules of all targets of the recipe, whichever of them are built now.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from edgeship.calibration.collect import Feeds
     from edgeship.calibration.overrides import Override
     from edgeship.calibration.samples.data import Samples
+    from edgeship.calibration.silhouette import Silhouette
     from edgeship.calibration.types import Finding, QuantPlan, QuantRules, WeightScheme
     from edgeship.pipeline.recipe import Recipe
 
 PLAN = "plan.json"
+HISTOGRAMS = "histograms.json"
 MODES = ("static", "none")
 
 
@@ -39,6 +41,7 @@ class Quantized:
     refinements: tuple[str, ...]
     overrides: tuple[Override, ...]
     samples: int
+    silhouettes: Mapping[str, Silhouette]
 
     @property
     def plan(self) -> QuantPlan:
@@ -93,6 +96,7 @@ def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
         calibration.refinements,
         calibration.overrides,
         calibration.samples,
+        calibration.silhouettes,
     )
 
 
@@ -129,6 +133,7 @@ def run(context: StageContext) -> None:
     for scheme, model in result.models.items():
         write_atomically(context.folder / f"{scheme}.onnx", to_bytes(model))
     write_json(context.folder / PLAN, {"mode": "static", **describe(result), "findings": [str(f) for f in findings]})
+    write_json(context.folder / HISTOGRAMS, {name: each.to_json() for name, each in result.silhouettes.items()})
 
 
 def _calibration_samples(recipe: Recipe, model: Path) -> tuple[Samples, list[Finding]]:

@@ -48,14 +48,14 @@ def context(tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path) -> M
 def test_full_weights_are_enough_where_no_target_clips(context: Make) -> None:
     stage_context, folder = context(targets='[targets.onnxruntime]\nweights = "full"')
     STAGE.run(stage_context)
-    assert sorted(path.name for path in folder.iterdir()) == ["full.onnx", "plan.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["full.onnx", "histograms.json", "plan.json"]
 
 
 def test_the_files_declared_are_the_files_made(context: Make) -> None:
     stage_context, folder = context()
     STAGE.run(stage_context)
     declared = {output.path for output in STAGE.models(stage_context.recipe, stage_context.targets)}
-    assert declared | {"plan.json"} == {path.name for path in folder.iterdir()}
+    assert declared | {"plan.json", "histograms.json"} == {path.name for path in folder.iterdir()}
     for path in declared:
         onnx.checker.check_model(str(folder / path), full_check=True)
 
