@@ -40,7 +40,7 @@ clean:  ## remove what the other targets made, but .venv
 	@echo "==> installing edgeship and its runtimes into .venv (once; about 1.2 GB, most of it PyTorch)" && $(INSTALL) '.[torch,tflite]' && touch $@
 
 .venv/dev.stamp: .venv/deploy.stamp
-	@echo "==> installing the development tools into .venv" && $(INSTALL) '.[torch,tflite,examples,dev]' && touch $@
+	@echo "==> installing the development tools into .venv" && $(INSTALL) '.[torch,tflite,train,examples,dev]' && touch $@
 
 .venv/tensorflow.stamp: .venv/dev.stamp
 	@echo "==> installing TensorFlow into .venv (about 2 GB)" && $(INSTALL) '.[tensorflow]' && touch $@

@@ -22,9 +22,9 @@ from edgeship.pipeline.recipe_sections import (
     Name,
     Parity,
     Quantize,
-    Section,
     TargetOptions,
 )
+from edgeship.pipeline.section import Section
 
 if TYPE_CHECKING:
     from edgeship.calibration.samples.data import Preprocessing, Samples

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PlainSerializer,
@@ -18,6 +16,8 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+
+from edgeship.pipeline.section import Section
 
 if TYPE_CHECKING:
     from edgeship.calibration.overrides import Override
@@ -38,12 +38,6 @@ GATES: Mapping[str, str] = {
 """Every gate a recipe may set, and what its limit means."""
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 MOST_RUNS = 1_000_000
-
-
-class Section(BaseModel):
-    """A table of the recipe: unknown keys and wrong types are errors, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 def _shape(value: object) -> tuple[int | str, ...]:

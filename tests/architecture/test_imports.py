@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("calibration", "pipeline", "targets")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HEAVY = ("ai_edge_litert", "sklearn", "tensorflow", "torch")
+TRAINING = [path for path in FILES if path.parent.name == "compression"]
 OPERATORS = sorted((ROOT / "targets" / "tflite" / "ops").glob("*.py"))
 
 
@@ -37,7 +38,7 @@ def test_no_module_loads_a_framework_or_an_optional_runtime_when_imported() -> N
     code = f"""
 import importlib, json, sys
 blame = {{}}
-for name in {[module_name(path) for path in FILES if path.stem != "__main__"]!r}:
+for name in {[module_name(path) for path in FILES if path not in TRAINING]!r}:
     importlib.import_module(name)
     for heavy in {HEAVY!r}:
         if heavy in sys.modules:
@@ -47,6 +48,15 @@ print(json.dumps(blame))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{}", "a module loads these when it is imported"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in TRAINING], ids=module_name)
+def test_the_training_side_is_imported_only_when_a_recipe_asks_for_it(path: Path) -> None:
+    """Its modules import torch at their top; so nobody may import them at theirs."""
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [alias.name for node in top for alias in node.names]
+    names += [str(node.module) for node in top if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in names if name.startswith("edgeship.pipeline.compression")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

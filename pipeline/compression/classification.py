@@ -1,0 +1,38 @@
+"""Returns the loss of a classifier against its labels.
+
+loss = mean_i -sum_c q_ic log softmax(z_i)_c,    q = (1 - s) * onehot + s / classes      (s: label smoothing)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compression.batches import Batch
+from edgeship.pipeline.compression.loop import scores_of
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy with smoothed labels."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean loss and the scores. Raises InputError where labels are missing or are no classes of the model."""
+        scores = scores_of(model(batch.inputs))
+        return cross_entropy(scores, batch, self.label_smoothing), scores
+
+
+def cross_entropy(scores: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """The mean loss of scores (n, classes) against the batch's labels, in float32."""
+    if batch.labels is None:
+        raise InputError("the training data has no labels, and training without a teacher needs them")
+    classes = scores.shape[1]
+    low, high = int(batch.labels.min()), int(batch.labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"the training data has the labels {low}..{high}; the model has {classes} classes")
+    return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)

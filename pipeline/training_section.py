@@ -1,0 +1,49 @@
+"""Returns the table of a recipe that says how a network is trained: by compression, fine-tuning, and QAT alike."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from edgeship.pipeline.section import Section
+
+
+class Training(Section):
+    """How long, with which optimizer and learning rates, and on which variations of the images."""
+
+    epochs: PositiveInt = Field(default=5, description="passes over the training data")
+    batch_size: PositiveInt = Field(default=128, description="samples of a step, over all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum; adamw ignores it")
+    lr: PositiveFloat = Field(default=0.02, description="the largest learning rate, reached after the warm-up")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(default=True, description="Nesterov's momentum, of sgd")
+    weight_decay: NonNegativeFloat = Field(
+        default=1e-4, description="of weights with two or more axes; biases and normalization have none"
+    )
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        default="cosine", description="cosine: to zero at the end; step: times `step_factor` every `step_epochs`"
+    )
+    step_epochs: PositiveInt = Field(default=30, description="epochs between two steps of the schedule `step`")
+    step_factor: float = Field(default=0.1, gt=0, le=1, description="what a step multiplies the learning rate with")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs in which the rate grows linearly to `lr`")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of an average of the weights that is kept instead of them; 0: none"
+    )
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest norm of a step's gradient; no limit")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="of the forward pass; auto: bfloat16, or else float16, on a GPU that has it, float32 elsewhere",
+    )
+    flip: bool = Field(default=False, description="mirror every other image, drawn at random")
+    shift: NonNegativeInt = Field(default=0, description="move images by up to this many pixels, borders are black")
+    seed: NonNegativeInt = Field(default=0, description="of the order of samples, their variations, and dropout")
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs below epochs = {self.epochs}")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("nesterov = false where momentum is 0")
+        return self

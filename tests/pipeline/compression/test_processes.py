@@ -1,0 +1,63 @@
+"""Two processes end with the weights of one, for the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+from conftest import striped_images
+from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation
+from edgeship.pipeline.compression.classification import Classification
+from edgeship.pipeline.compression.loop import Run, make_accelerator, train
+from edgeship.pipeline.training_section import Training
+
+torch.manual_seed(1)
+net = nn.Sequential(
+    nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+    nn.Flatten(), nn.Linear(128, 4)
+)
+images, labels = striped_images()
+data = ArrayBatches(images, labels, 16, (100.0,), (60.0,), Augmentation(flip=True, shift=1))
+settings = Training(epochs=2, batch_size=16, lr=0.05, ema=0.5, clip_norm=1.0)
+history = train(Run(net, Classification(), data, settings, Path(sys.argv[2]), validation=data))
+accelerator = make_accelerator()
+if accelerator.is_main_process:
+    state = {"weights": net.state_dict(), "loss": history[-1].loss, "top1": history[-1].validation_top1}
+    torch.save({**state, "processes": accelerator.num_processes}, Path(sys.argv[2]) / "final.pt")
+"""
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
+    found = []  # --multi_gpu means several processes here; without a GPU they are joined by gloo, on CPUs
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        many = ["--multi_gpu", "--main_process_port", "0"] if count > 1 else []
+        command = [*launch, *many, "--num_processes", str(count), "--num_machines", "1", "--dynamo_backend", "no"]
+        done = subprocess.run(
+            [*command, str(program), str(HERE), str(folder)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(folder / "final.pt", weights_only=True))
+    one, two = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert two["top1"] == one["top1"]
