@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("calibration", "pipeline", "targets")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HEAVY = ("ai_edge_litert", "sklearn", "tensorflow", "torch")
-TRAINING = [path for path in FILES if path.parent.name == "compression"]
+TRAINING = [path for path in FILES if {"compression", "learned"} & set(path.parts)]
 OPERATORS = sorted((ROOT / "targets" / "tflite" / "ops").glob("*.py"))
 
 

@@ -1,0 +1,237 @@
+"""A float model and its plan as one torch module: fake quantization exactly where the plan rounds.
+
+The graph that runs is the QDQ graph itself (`qdq.apply_plan`): the same points, the same folded activations, the same
+shared scales. In place of its integer constants it gets, in every pass,
+
+    w_hat = clip(round(w / s_w), -127, 127) s_w,     b_hat = round(b / (s_x s_w)) s_x s_w
+
+of the float weights and biases held here, which are parameters and start as the float model's own. Rounding has
+straight-through gradients; pair-limited weights are projected onto the limit in every pass.
+
+Scales may be learnt too (LSQ): activations' zero points stay, so that a folded ReLU stays one, and so do the
+scales that a kernel or the image's pixels dictate. s = s_0 exp(t), so that no step makes a scale negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from edgeship.calibration.learned.graph import TorchGraph
+from edgeship.calibration.learned.operators.quantization import quantize_dequantize
+from edgeship.calibration.learned.pairs import from_kernel_rows, kernel_rows, repaired
+from edgeship.calibration.operators import (
+    MAC_OPERATORS,
+    Layer,
+    activation_inputs,
+    constant_key,
+    node_key,
+    read_layer,
+    value_name,
+)
+from edgeship.calibration.qdq import apply_plan
+from edgeship.calibration.refine.pair_limit import uses_pair_kernel
+from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
+from edgeship.calibration.weights import quantize_bias
+
+_FURTHEST = float(np.log(4.0))
+"""A learnt scale stays within a factor of 4 of where it began."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """One weight tensor: its key in the plan, its parameter here, the layer that reads it first, and its limit."""
+
+    key: str
+    parameter: str
+    layer: Layer
+    spec: TensorSpec
+    limited: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Bias:
+    """One bias: its node's key, its parameter here, its layer, and whose scales it follows."""
+
+    key: str
+    parameter: str
+    layer: Layer
+    source: str
+    weight: _Weight
+
+
+class FakeQuantGraph(nn.Module):
+    """The quantized model, to be trained: `forward` computes what the QDQ model does, `plan` gives what was learnt.
+
+    Weights and biases begin as the float model's own, or as what `start` stands for. `learn_scales` makes the scales of
+    weights and activations parameters too, but for the activations in `fixed` and those that share a scale with them.
+    """
+
+    def __init__(  # noqa: PLR0913 - three of six are keyword-only options
+        self,
+        model: ir.Model,
+        plan: QuantPlan,
+        weights: WeightScheme = "full",
+        *,
+        learn_scales: bool = False,
+        fixed: Collection[str] = (),
+        start: Literal["float", "plan"] = "float",
+    ) -> None:
+        super().__init__()
+        self._plan = plan
+        self.graph = TorchGraph(apply_plan(model, plan))
+        self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
+        self._weights: dict[str, _Weight] = {}
+        self._biases: list[_Bias] = []
+        self._factors: dict[str, str] = {}
+        int8 = set(plan.int8_nodes)
+        for node in model.graph:
+            if node_key(node) in int8 and node.op_type in MAC_OPERATORS:
+                self._add_layer(read_layer(node), start == "plan", limited=weights == "pair_limited")
+        if learn_scales:
+            self._add_scale_factors(set(fixed))
+
+    def forward(self, feeds: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """The outputs by name, and the values in `keep`."""
+        outputs: dict[str, Tensor] = self.graph(feeds, self.given(), keep)
+        return outputs
+
+    def given(self) -> dict[str, Tensor]:
+        """The graph's values that follow from what is learnt, by name: dequantized constants and learnt scales."""
+        values = {f"{name}__scale": self._step(name) for name in self._plan.activations if name in self._factors}
+        for weight in self._weights.values():
+            values[f"{weight.key}__dq"] = self._fake_weight(weight)
+        for bias in self._biases:
+            scale = self._step(bias.source) * self._weight_scale(bias.weight)
+            if scale.ndim:
+                scale = scale.repeat(bias.layer.channels // scale.numel())
+            values[f"{bias.key}__bias__dq"] = quantize_dequantize(
+                self.get_parameter(bias.parameter), scale, -(2.0**31), 2.0**31 - 1
+            )
+        return values
+
+    def plan(self) -> QuantPlan:
+        """The plan with weights, biases and scales as they are now."""
+        with torch.no_grad():
+            activations = self._learnt_activations()
+            constants = dict(self._plan.weights)
+            for weight in self._weights.values():
+                before = constants[weight.key]
+                scale = self._weight_scale(weight)
+                params = QuantParams(scale.cpu().numpy(), before.params.zero_point, weight.spec)
+                integers = self._integers(weight, scale).cpu().numpy().astype(before.integers.dtype)
+                constants[weight.key] = QuantizedConstant(params, integers)
+            biases = dict(self._plan.biases)
+            for bias in self._biases:
+                values = self.get_parameter(bias.parameter).cpu().numpy()
+                step, params = float(activations[bias.source].scale), constants[bias.weight.key].params
+                layer = replace(bias.layer, bias=values)
+                biases[bias.key] = quantize_bias(layer, step, params, biases[bias.key].params.spec)
+        return replace(self._plan, activations=activations, weights=constants, biases=biases)
+
+    def _learnt_activations(self) -> dict[str, QuantParams]:
+        found = dict(self._plan.activations)
+        made: dict[str, QuantParams] = {}
+        for name, parameter in self._factors.items():
+            if name in found:
+                before = found[name]
+                if parameter not in made:
+                    scale = self._step(name).cpu().numpy()
+                    made[parameter] = QuantParams(scale, before.zero_point, before.spec)
+                found[name] = made[parameter]
+        return found
+
+    def _add_layer(self, layer: Layer, from_plan: bool, *, limited: bool) -> None:
+        own = constant_key(layer.node, 1, layer.weight_value)
+        key = own if own in self._plan.weights else value_name(layer.weight_value)
+        if key not in self._weights:
+            constant = self._plan.weights[key]
+            pairs = limited and uses_pair_kernel(layer.node, layer.weights)
+            weight = _Weight(key, f"weight_{len(self._weights)}", layer, constant.params.spec, pairs)
+            values = constant.params.dequantize(constant.integers) if from_plan else layer.weights
+            self._weights[key] = weight
+            self.register_parameter(weight.parameter, _parameter(values))
+        name = node_key(layer.node)
+        if name in self._plan.biases:
+            bias = _Bias(
+                name,
+                f"bias_{len(self._biases)}",
+                layer,
+                value_name(activation_inputs(layer.node)[0]),
+                self._weights[key],
+            )
+            constant = self._plan.biases[name]
+            zeros = np.zeros(layer.channels) if layer.bias is None else layer.bias
+            values = constant.integers * constant.params.scale.astype(np.float64) if from_plan else zeros
+            self._biases.append(bias)
+            self.register_parameter(bias.parameter, _parameter(values))
+
+    def _add_scale_factors(self, fixed: set[str]) -> None:
+        groups: dict[int, list[str]] = {}
+        for name, params in self._plan.activations.items():
+            groups.setdefault(id(params), []).append(name)
+        for names in groups.values():
+            if fixed.isdisjoint(names):
+                parameter = f"factor_{len(set(self._factors.values()))}"
+                self.register_parameter(parameter, nn.Parameter(torch.zeros(())))
+                self._factors.update(dict.fromkeys(names, parameter))
+        for key, weight in self._weights.items():
+            parameter = f"{weight.parameter}_factor"
+            shape = self._plan.weights[key].params.scale.shape
+            self.register_parameter(parameter, nn.Parameter(torch.zeros(shape)))
+            self._factors[_OF_WEIGHT + key] = parameter
+
+    def _step(self, name: str) -> Tensor:
+        return self._scaled(self._plan.activations[name].scale, name)
+
+    def _weight_scale(self, weight: _Weight) -> Tensor:
+        return self._scaled(self._plan.weights[weight.key].params.scale, _OF_WEIGHT + weight.key)
+
+    def _scaled(self, start: Array, name: str) -> Tensor:
+        device = next(self.parameters()).device
+        scale = torch.from_numpy(np.array(start)).to(device)
+        if name not in self._factors:
+            return scale
+        return scale * torch.exp(torch.clamp(self.get_parameter(self._factors[name]), -_FURTHEST, _FURTHEST))
+
+    def _fake_weight(self, weight: _Weight) -> Tensor:
+        values, scale = self.get_parameter(weight.parameter), self._weight_scale(weight)
+        spread = _along(scale, weight.spec, values.ndim)
+        fake = quantize_dequantize(values, spread, float(weight.spec.qmin), float(weight.spec.qmax))
+        if not weight.limited:
+            return fake
+        # The integers of a pair over the limit are others than the nearest; gradients pass as if they were not.
+        with torch.no_grad():
+            exact = self._integers(weight, scale) * spread
+        return fake + (exact - fake).detach()
+
+    def _integers(self, weight: _Weight, scale: Tensor) -> Tensor:
+        values = self.get_parameter(weight.parameter)
+        places = values / _along(scale, weight.spec, values.ndim)
+        if not weight.limited:
+            return torch.clamp(torch.round(places), weight.spec.qmin, weight.spec.qmax)
+        conv = weight.layer.node.op_type == "Conv"
+        rows = repaired(kernel_rows(places, weight.layer.axis, conv=conv), weight.spec.qmax)
+        return from_kernel_rows(rows, values, weight.layer.axis, conv=conv)
+
+
+_OF_WEIGHT = "weight of "
+"""Tells the scale factor of a weight from that of an activation of the same name."""
+
+
+def _along(scale: Tensor, spec: TensorSpec, rank: int) -> Tensor:
+    if spec.axis is None or scale.ndim == 0:
+        return scale
+    shape = [1] * rank
+    shape[spec.axis] = scale.numel()
+    return scale.reshape(shape)
+
+
+def _parameter(values: Array) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(np.array(values, np.float32)))

@@ -1,0 +1,152 @@
+"""The module with fake quantization and the QDQ graph are the same quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeship.calibration.learned.fake_quant import FakeQuantGraph
+from edgeship.calibration.learned.operators.quantization import quantize_dequantize
+from edgeship.calibration.learned.pairs import repaired
+from edgeship.calibration.qdq import apply_plan, output_steps
+from edgeship.calibration.refine.pair_limit import can_overflow, repair
+from edgeship.calibration.saturation import can_clip
+from edgeship.calibration.types import QuantPlan
+
+Build = Callable[..., ir.Model]
+Run = Callable[[ir.Model, Mapping[str, Any]], dict[str, Any]]
+Quantized = Callable[..., tuple[QuantPlan, ir.Model]]
+NETWORK = """(float[1,4,8,8] x) => (float[1,5] y, float[1,5] z) {
+    a = Conv <pads=[1,1,1,1]> (x, w1, b1)
+    r = Relu (a)
+    d = Conv <pads=[1,1,1,1], group=8, strides=[2,2]> (r, w2, b2)
+    c = Clip (d, zero, six)
+    e = Conv (c, w3)
+    p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (e)
+    k = Concat <axis=1> (p, p)
+    g = GlobalAveragePool (k)
+    f = Reshape (g, shape)
+    y = Gemm <transB=1> (f, w4, b4)
+    z = Softmax <axis=-1> (y)
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(build: Build) -> ir.Model:
+    rng = np.random.default_rng(3)
+    weights: dict[str, Any] = {
+        "w1": rng.normal(size=(8, 4, 3, 3)),
+        "b1": rng.normal(size=8),
+        "w2": rng.normal(size=(8, 1, 3, 3)),
+        "b2": rng.normal(size=8),
+        "zero": np.float32(0),
+        "six": np.float32(6),
+        "w3": rng.normal(size=(6, 8, 1, 1)),
+        "shape": np.array([1, 12]),
+        "w4": rng.normal(size=(5, 12)),
+        "b4": rng.normal(size=5),
+    }
+    return build(NETWORK, **weights)
+
+
+def inputs(count: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).normal(size=(count, 4, 8, 8)).astype(np.float32)
+
+
+def steps_apart(graph: FakeQuantGraph, model: ir.Model, run_exactly: Run, x: Any) -> float:
+    """The largest difference between the module and the QDQ model of its plan, in steps of the outputs."""
+    reference = apply_plan(model, graph.plan())
+    steps = output_steps(reference)
+    with torch.no_grad():
+        learnt = graph({"x": torch.from_numpy(x)})
+    worst = 0.0
+    for i, sample in enumerate(x):
+        exact = run_exactly(reference, {"x": sample[np.newaxis]})
+        for name, step in steps.items():
+            worst = max(worst, float(np.abs(learnt[name][i].numpy() - exact[name][0]).max()) / step)
+    return worst
+
+
+@pytest.mark.parametrize("weights", ["full", "pair_limited"])
+@pytest.mark.parametrize("learn_scales", [False, True])
+def test_it_computes_what_the_qdq_model_does(
+    model: ir.Model, quantized: Quantized, run_exactly: Run, weights: Any, learn_scales: bool
+) -> None:
+    plan, _ = quantized(model, weights=weights)
+    graph = FakeQuantGraph(model, plan, weights, learn_scales=learn_scales, fixed=["x", "z"])
+    assert steps_apart(graph, model, run_exactly, inputs(6)) <= 1.001
+
+
+@pytest.mark.parametrize("weights", ["full", "pair_limited"])
+@pytest.mark.parametrize("learn_scales", [False, True])
+def test_it_still_does_after_training(
+    model: ir.Model, quantized: Quantized, run_exactly: Run, weights: Any, learn_scales: bool
+) -> None:
+    torch.manual_seed(0)
+    plan, _ = quantized(model, weights=weights)
+    graph = FakeQuantGraph(model, plan, weights, learn_scales=learn_scales, fixed=["x", "z"])
+    optimizer = torch.optim.Adam(graph.parameters(), lr=0.02)
+    x, wanted = torch.from_numpy(inputs(8)), torch.randn(8, 5)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (graph({"x": x})["y"] - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert steps_apart(graph, model, run_exactly, inputs(6)) <= 1.001
+    trained = graph.plan()
+    assert trained.digest() != plan.digest()
+    assert trained.activations.keys() == plan.activations.keys()
+    np.testing.assert_array_equal(trained.activations["x"].scale, plan.activations["x"].scale)
+    if weights == "pair_limited":
+        assert not can_clip(apply_plan(model, trained))
+
+
+def test_tensors_that_share_a_scale_still_do_after_learning_it(model: ir.Model, quantized: Quantized) -> None:
+    plan, _ = quantized(model)
+    graph = FakeQuantGraph(model, plan, learn_scales=True, fixed=["x", "z"])
+    with torch.no_grad():
+        for name, parameter in graph.named_parameters():
+            if "factor" in name:
+                parameter.add_(0.1)
+    learnt = graph.plan().activations
+    assert learnt["k"].same_as(learnt["e"])
+    assert float(learnt["k"].scale) == pytest.approx(float(plan.activations["k"].scale) * np.exp(0.1))
+    assert learnt["z"].same_as(plan.activations["z"])
+
+
+def test_untouched_it_gives_back_the_plan_it_was_made_from(model: ir.Model, quantized: Quantized) -> None:
+    plan, _ = quantized(model, refinements=())
+    assert FakeQuantGraph(model, plan).plan().digest() == plan.digest()
+    corrected, _ = quantized(model)
+    assert FakeQuantGraph(model, corrected, start="plan").plan().digest() == corrected.digest()
+
+
+def test_gradients_pass_straight_through_rounding_and_stop_where_values_saturate() -> None:
+    x = torch.tensor([-3.0, -0.26, 0.25, 0.75, 3.0], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    y = quantize_dequantize(x, scale, -2.0, 2.0)
+    torch.testing.assert_close(y, torch.tensor([-1.0, -0.5, 0.0, 1.0, 1.0]))  # ties go to the even integer
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]))
+    slopes = -2 + (-1 + 0.52) + (0 - 0.5) + (2 - 1.5) + 2
+    assert scale.grad is not None
+    assert scale.grad.item() == pytest.approx(slopes / np.sqrt(5 * 2), rel=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_the_projection_onto_the_pair_limit_is_that_of_the_refinement(seed: int, width: int) -> None:
+    places = np.random.default_rng(seed).normal(scale=90, size=(6, width)).astype(np.float32)
+    mine = repaired(torch.from_numpy(places), 127).numpy()
+    np.testing.assert_array_equal(mine, repair(places, 127))
+    assert not can_overflow(mine).any()
