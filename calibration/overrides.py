@@ -1,8 +1,9 @@
 """What the user wants of single tensors, by pattern, made into rules and observers.
 
-`[[quantize.override]]` names tensors (or nodes, to keep them float) with a glob (`*`, `?`, `[abc]`) and says one thing
-of them: another range algorithm, a fixed range, or that they stay float. Of several overrides the last that matches
-wins. A pattern that matches nothing is an error: a typo would otherwise change nothing, silently.
+`[[quantize.override]]` names tensors or nodes with a glob (`*`, `?`, `[abc]`) and says one thing of them: another
+range algorithm, a fixed range, a fixed scale, that they stay float, or that they compute on 16-bit activations. Of
+several overrides the last that matches wins (what a tensor's numbers are and how a node runs are chosen apart). A
+pattern that matches nothing is an error: a typo would otherwise change nothing, silently.
 
 Where no override says otherwise, tensors that no multiply-accumulate node reads any more (the logits, boxes and scores)
 keep their min-max range: clipping the logits costs points, since it is the largest values that decide.
@@ -10,59 +11,66 @@ keep their min-max range: clipping the logits costs points, since it is the larg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration import algorithms
 from edgeship.calibration.errors import InputError, nearest
 from edgeship.calibration.operators import MAC_OPERATORS, node_key, value_name
+from edgeship.calibration.pinned import Pinned, pinned_scale
 from edgeship.calibration.plan import tensors_to_observe
 from edgeship.calibration.selection import readers, select
-from edgeship.calibration.types import Array, Observer, OperatorRule, QuantRules
+from edgeship.calibration.types import Observer, OperatorRule, QuantPlan, QuantRules
 
+ONE_OF = "an algorithm, float = true, a range, a scale, int16 = true"
 SPARED = "minmax"
 """The algorithm of the tensors that are never clipped by default."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """One wish for the tensors (or nodes, with `stays_float`) that match `pattern`; exactly one of the three is set."""
+    """One wish for the tensors (or nodes) that match `pattern`: exactly one of the fields after it is set.
+
+    `range`: [low, high] to represent. `scale`: the quantization step itself, with `zero_point` (0 where not given).
+    `wide`: activations of 16 bits around the matching nodes.
+    """
 
     pattern: str
     algorithm: str | None = None
     stays_float: bool = False
     range: tuple[float, float] | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+    wide: bool = False
 
     def __post_init__(self) -> None:
-        if (self.algorithm is not None) + self.stays_float + (self.range is not None) != 1:
-            raise InputError(
-                f"the override of {self.pattern!r} must say exactly one of: an algorithm, float = true, a range"
-            )
+        wishes = (self.algorithm is not None, self.stays_float, self.range is not None, self.scale is not None)
+        if sum(wishes) + self.wide != 1:
+            raise InputError(f"the override of {self.pattern!r} must say exactly one of: {ONE_OF}")
         if self.range is not None and not self.range[0] <= 0 <= self.range[1] > self.range[0]:
             raise InputError(
                 f"the override of {self.pattern!r} has the range {list(self.range)}; accepted: [low, high] with "
                 "low <= 0 <= high and low < high, since zero must be representable"
             )
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise InputError(
+                f"the override of {self.pattern!r} has the scale {self.scale}; accepted: a positive finite number"
+            )
+        if self.zero_point is not None and (self.scale is None or not -128 <= self.zero_point <= 127):
+            raise InputError(
+                f"the override of {self.pattern!r} has the zero point {self.zero_point}; accepted: -128 .. 127, beside "
+                "a scale"
+            )
 
-
-class Pinned:
-    """An observer that represents a given range, whatever it sees."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self._range = (low, high)
-
-    def update(self, values: Array) -> None:
-        """Nothing changes."""
-
-    def merge(self, other: Observer) -> None:
-        """Nothing changes."""
-
-    def range(self) -> tuple[float, float]:
-        """The given range."""
-        return self._range
+    @property
+    def is_of_nodes(self) -> bool:
+        """Whether it says how nodes run, and not which numbers a tensor has."""
+        return self.stays_float or self.wide
 
 
 def rules_with_floats(model: ir.Model, rules: QuantRules, overrides: Sequence[Override]) -> QuantRules:
@@ -81,15 +89,66 @@ def rules_with_floats(model: ir.Model, rules: QuantRules, overrides: Sequence[Ov
             together[activation] = together[source] = (source, activation)
     reasons: dict[str, str] = {}
     for override in wanted:
-        names = {node_key(node): node for node in model.graph}
-        names |= {value_name(value): node for node in model.graph for value in node.outputs if value.name}
-        found = [node for name, node in names.items() if fnmatchcase(name, override.pattern)]
-        if not found:
-            raise _in_vain(override, names, "tensor or node")
-        for node in found:
+        for node in matching_nodes(model, override):
             for each in together.get(node, (node,)):
-                reasons[node_key(each)] = f"the recipe keeps {override.pattern!r} float"
+                reasons[node_key(each)] = kept_by(override)
+    return rules_without(rules, reasons)
+
+
+def rules_without(rules: QuantRules, reasons: Mapping[str, str]) -> QuantRules:
+    """The rules under which the nodes called as the keys of `reasons` stay float."""
     return replace(rules, operators={name: _checked(rule, reasons) for name, rule in rules.operators.items()})
+
+
+def kept_by(override: Override) -> str:
+    """Why a node that the override matches stays float."""
+    return f"the recipe keeps {override.pattern!r} float"
+
+
+def matching_nodes(model: ir.Model, override: Override) -> list[ir.Node]:
+    """The nodes that the pattern names, by their own name or by a tensor they make. Raises InputError for none."""
+    names = {node_key(node): node for node in model.graph}
+    names |= {value_name(value): node for node in model.graph for value in node.outputs if value.name}
+    found = {node: None for name, node in names.items() if fnmatchcase(name, override.pattern)}
+    if not found:
+        raise _in_vain(override, names, "tensor or node")
+    return list(found)
+
+
+def wide_nodes(model: ir.Model, plan: QuantPlan, overrides: Sequence[Override]) -> set[str]:
+    """The integer nodes of `plan` whose activations `overrides` want in 16 bits.
+
+    Raises InputError for a wish in vain.
+    """
+    folded = set(plan.folded.values())
+    wanted: set[str] = set()
+    for override in (each for each in overrides if each.wide):
+        found = matching_nodes(model, override)
+        integer = {
+            node_key(node)
+            for node in found
+            if node_key(node) in plan.int8_nodes or any(value.name in folded for value in node.outputs)
+        }
+        if not integer:
+            reasons = [plan.stays_float[str(v.name)] for n in found for v in n.outputs if v.name in plan.stays_float]
+            raise InputError(
+                f"quantize.override: {override.pattern!r} cannot be int16: it stays float"
+                f"{': ' + reasons[0] if reasons else ''}"
+            )
+        wanted |= integer
+    return wanted
+
+
+def check_scales(plan: QuantPlan, overrides: Sequence[Override]) -> None:
+    """Raises InputError where a tensor did not get the scale that an override pins, since it shares another's."""
+    for name, params in plan.activations.items():
+        last = [each for each in overrides if not each.is_of_nodes and fnmatchcase(name, each.pattern)]
+        wanted = last[-1].scale if last else None
+        if wanted is not None and params.scale != np.float32(wanted):
+            raise InputError(
+                f"quantize.override: tensor {name} cannot have the scale {wanted:g}: a kernel makes it share the scale "
+                f"{float(params.scale):g} with other tensors; accepted: that one, or an override of all of them"
+            )
 
 
 def _checked(rule: OperatorRule, reasons: Mapping[str, str]) -> OperatorRule:
@@ -110,20 +169,23 @@ def make_observers(
     folded = {name: value_name(node.outputs[0]) for name, node in select(model, rules).folds.items()}
     known = {**{name: name for name in names}, **folded}
     for override in overrides:
-        if override.stays_float:
+        if override.is_of_nodes:
             continue
         targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
         if not targets:
             raise _in_vain(override, known, "tensor with a range of its own")
         for target in targets:
-            makers[target] = _maker(override)
+            makers[target] = _maker(override, rules)
     return {name: make() for name, make in makers.items()}
 
 
-def _maker(override: Override) -> Callable[[], Observer]:
+def _maker(override: Override, rules: QuantRules) -> Callable[[], Observer]:
     if override.range is not None:
         low, high = override.range
         return lambda: Pinned(low, high)
+    if override.scale is not None:
+        scale, zero_point = override.scale, override.zero_point or 0
+        return lambda: pinned_scale(scale, zero_point, rules.activation)
     return algorithms.load(override.algorithm or SPARED)
 
 

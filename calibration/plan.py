@@ -32,6 +32,7 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
+from edgeship.calibration.pinned import Pinned
 from edgeship.calibration.ranges import Range, choose, range_of, representable
 from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.selection import Selection, activation_bounds, moves, select
@@ -75,7 +76,9 @@ def make_plan(model: ir.Model, rules: QuantRules, observers: Mapping[str, Observ
         selection = selection.without(refused, rules)
         groups, _ = share_scales(selection, rules, seen)
     by_group = group_params(selection, rules, groups, seen)
-    by_group |= _image_inputs(model, rules, groups, by_group)
+    pinned = {name for name, observer in observers.items() if isinstance(observer, Pinned) and observer.exact}
+    if not any(value.name in pinned for value in model.graph.inputs):
+        by_group |= _image_inputs(model, rules, groups, by_group)
     activations, folded = _activation_params(selection, groups, by_group)
     weights, biases = _constants(selection, rules, activations, folded, groups)
     return QuantPlan(

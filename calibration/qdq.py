@@ -24,9 +24,12 @@ from edgeship.calibration.operators import (
     value_name,
 )
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan
+from edgeship.calibration.wide import WIDE_BITS
 
 PLAN_KEY = "edgeship.plan"
 FACTS_KEY = "edgeship.quantization"
+WIDE_OPSET = 21
+"""The first operator set whose QuantizeLinear knows 16 bits."""
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, facts: Mapping[str, str | int | float] | None = None) -> ir.Model:
@@ -65,6 +68,7 @@ class _Writer:
         self._graph = graph
         self._plan = plan
         self._int8 = {node for node in graph if node_key(node) in set(plan.int8_nodes)}
+        self._wide = {node for node in self._int8 if node_key(node) in set(plan.wide_nodes)}
 
     def check(self) -> None:
         """Raises StageError for names in the plan that the graph does not have."""
@@ -73,6 +77,9 @@ class _Writer:
         unknown = [name for name in (*self._plan.activations, *self._plan.folded) if name not in names]
         nodes = {node_key(node) for node in self._graph}
         unknown += [name for name in (*self._plan.int8_nodes, *self._plan.biases) if name not in nodes]
+        opset = self._graph.opset_imports.get("", 0)
+        if self._wide and opset < WIDE_OPSET:
+            raise StageError(f"16-bit activations need opset {WIDE_OPSET} or later; the model has {opset}")
         if unknown:
             raise StageError(f"the plan is for another graph: this one has no {', '.join(unknown[:5])}")
 
@@ -97,7 +104,7 @@ class _Writer:
             readers = [(node, index) for node, index in value.uses() if node in self._int8]
             if readers:
                 result = self._quantize(value, name, f"{name}__dq", before=self._first_node())
-                _redirect(readers, result)
+                self._redirect(readers, name, result)
         for node in list(self._graph):
             for value in node.outputs:
                 if value.name in self._plan.activations:
@@ -111,19 +118,46 @@ class _Writer:
         if not made_of_integers and is_output:
             # A float operator's output that leaves the graph keeps its name and precision.
             result = self._quantize(value, name, f"{name}__dq", after=node)
-            _redirect(readers, result)
+            self._redirect(readers, name, result)
             return
         value.name = f"{name}__float"
         result = self._quantize(value, name, name, after=node)
         if is_output:
             outputs = self._graph.outputs
             outputs[:] = [result if each is value else each for each in outputs]
-        _redirect(readers, result)
+        self._redirect(readers, name, result)
+
+    def _redirect(self, readers: Sequence[tuple[ir.Node, int]], name: str, value: ir.Value) -> None:
+        """Lets `readers` read the dequantized `value`; those that compute in the other width read it recast."""
+        recast = self._plan.recast.get(name)
+        others: list[tuple[ir.Node, int]] = []
+        if recast is not None:
+            is_wide = self._plan.activations[name].spec.bits == WIDE_BITS
+            others = [(n, i) for n, i in readers if n in self._int8 and (n in self._wide) != is_wide]
+        if others and recast is not None:
+            result = self._pair(value, f"{name}__recast", f"{name}__recast__dq", recast, after=value.producer())
+            for node, index in others:
+                node.replace_input_with(index, result)
+        for node, index in readers:
+            if (node, index) not in others:
+                node.replace_input_with(index, value)
 
     def _quantize(
         self, value: ir.Value, name: str, result: str, *, after: ir.Node | None = None, before: ir.Node | None = None
     ) -> ir.Value:
-        params = self._plan.activations[name]
+        return self._pair(value, name, result, self._plan.activations[name], after=after, before=before)
+
+    def _pair(  # noqa: PLR0913 - where it goes is one of two, by name
+        self,
+        value: ir.Value,
+        name: str,
+        result: str,
+        params: QuantParams,
+        *,
+        after: ir.Node | None = None,
+        before: ir.Node | None = None,
+    ) -> ir.Value:
+        """What QuantizeLinear and DequantizeLinear make of `value`."""
         scale, zero_point = self._parameters(name, params)
         dtype = ir.DataType.from_numpy(params.spec.dtype)
         integers = ir.Value(name=f"{name}__q", type=ir.TensorType(dtype), shape=value.shape)
@@ -217,8 +251,3 @@ class _Writer:
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self._graph.initializers[name]
-
-
-def _redirect(readers: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
-    for node, index in readers:
-        node.replace_input_with(index, value)

@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from edgeship.calibration import refine
 from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
-from edgeship.calibration.overrides import Override, make_observers, rules_with_floats
+from edgeship.calibration.overrides import Override, check_scales, make_observers, rules_with_floats, wide_nodes
 from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
 from edgeship.calibration.silhouette import Silhouette
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
+from edgeship.calibration.wide import widen
 
 REFINEMENTS = ("bias_correction",)
 """What is done by default beyond ranges and rounding."""
@@ -27,7 +28,8 @@ REFINEMENTS = ("bias_correction",)
 class Calibration:
     """What the samples showed: everything a plan is made from.
 
-    `model` is the float model as it was calibrated: a refinement (equalization) may have changed its numbers.
+    `model` is the float model as it was calibrated: a refinement (equalization) may have changed its numbers. `wide`:
+    all activations get 16 bits.
     """
 
     model: ir.Model
@@ -39,6 +41,7 @@ class Calibration:
     overrides: tuple[Override, ...]
     statistics: Mapping[str, Mapping[str, Statistic]]
     silhouettes: Mapping[str, Silhouette]
+    wide: bool = False
 
     def plan(self, weights: WeightScheme = "full") -> QuantPlan:
         """The plan with weights of the given scheme: ranges, then limits of the weights, then the other refinements."""
@@ -47,7 +50,9 @@ class Calibration:
             plan = refine.load("pair_limit").refine(self.model, plan, {}, weights)
         for name, refinement in refine.load_all(self.refinements).items():
             plan = refinement.refine(self.model, plan, self.statistics[name], weights)
-        return plan
+        check_scales(plan, self.overrides)
+        wide = wide_nodes(self.model, plan, self.overrides)
+        return widen(self.model, plan, None if self.wide else wide) if self.wide or wide else plan
 
     def quantized(self, plan: QuantPlan, weights: WeightScheme = "full") -> ir.Model:
         """The QDQ model of `plan`, with the facts of this calibration in its metadata."""
@@ -63,7 +68,7 @@ class Calibration:
         return apply_plan(self.model, plan, facts)
 
 
-def calibrate(  # noqa: PLR0913 - four of eight are keyword-only options
+def calibrate(  # noqa: PLR0913 - five of nine are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: QuantRules,
@@ -72,6 +77,7 @@ def calibrate(  # noqa: PLR0913 - four of eight are keyword-only options
     algorithm: str = "minmax",
     refinements: Sequence[str] = REFINEMENTS,
     overrides: Sequence[Override] = (),
+    wide: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """What one pass over `samples` shows of a float model; `open_model` opens it, with intermediate tensors as outputs.
@@ -98,7 +104,16 @@ def calibrate(  # noqa: PLR0913 - four of eight are keyword-only options
     counter = _Counter(progress)
     observe(model, samples, wanted, open_model, counter)
     return Calibration(
-        model, rules, algorithm, counter.done, observers, tuple(loaded), tuple(overrides), statistics, silhouettes
+        model,
+        rules,
+        algorithm,
+        counter.done,
+        observers,
+        tuple(loaded),
+        tuple(overrides),
+        statistics,
+        silhouettes,
+        wide,
     )
 
 

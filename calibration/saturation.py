@@ -132,7 +132,7 @@ def _layers(model: ir.Model) -> list[_Layer]:
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
         quantizer, weight = (_dequantizer(value) for value in node.inputs[:2])
-        if quantizer is None or weight is None:
+        if quantizer is None or weight is None or not _has_8_bits(quantizer):
             continue
         integers = constant_array(weight.inputs[0])
         if integers is None or integers.dtype != np.int8 or not uses_pair_kernel(node, integers):
@@ -146,6 +146,12 @@ def _layers(model: ir.Model) -> list[_Layer]:
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     producer = value.producer() if value is not None else None
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _has_8_bits(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear's integers are of one byte: kernels multiply no others."""
+    zero_point = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    return zero_point is None or zero_point.dtype.itemsize == 1
 
 
 def _parameters(node: ir.Node) -> tuple[np.float32, int]:

@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WeightScheme = Literal["full", "pair_limited"]
+Mode = Literal["static", "dynamic", "float16", "int16", "none"]
+"""What becomes integers: docs/quantization.md, "Modes"."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,9 @@ class QuantPlan:
     integers, in order.
 
     A constant operand that is not a weight (an Add's initializer) is under `weights` too, with the activations' format.
+
+    `wide_nodes`: those of `int8_nodes` whose activations have 16 bits (the weights keep 8). `recast`: value name -> the
+    parameters under which its readers of the other width see it; where a value has only readers of one width, none.
     """
 
     activations: Mapping[str, QuantParams]
@@ -158,6 +163,8 @@ class QuantPlan:
     folded: Mapping[str, str] = field(default_factory=dict)
     stays_float: Mapping[str, str] = field(default_factory=dict)
     int8_nodes: tuple[str, ...] = ()
+    wide_nodes: tuple[str, ...] = ()
+    recast: Mapping[str, QuantParams] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 over every name, scale, zero point and integer: equal plans give equal digests on any machine."""
@@ -174,10 +181,13 @@ class QuantPlan:
 
         for name, params in sorted(self.activations.items()):
             add("activation", name, params, None)
+        for name, params in sorted(self.recast.items()):
+            add("recast", name, params, None)
         for kind, constants in (("weight", self.weights), ("bias", self.biases)):
             for name, constant in sorted(constants.items()):
                 add(kind, name, constant.params, constant.integers)
-        sha.update(json.dumps([sorted(self.folded.items()), list(self.int8_nodes)]).encode())
+        structure = [sorted(self.folded.items()), list(self.int8_nodes)]
+        sha.update(json.dumps([*structure, list(self.wide_nodes)] if self.wide_nodes else structure).encode())
         return sha.hexdigest()
 
 

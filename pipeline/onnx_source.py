@@ -40,9 +40,16 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
     return model
 
 
-def upgrade(model: ir.Model, feeds: Sequence[Mapping[str, Array]] = ()) -> tuple[ir.Model, float]:
-    """The model in plain form at opset 17 or later, and its largest relative error against `model` in ONNX Runtime.
+def upgrade(
+    model: ir.Model,
+    feeds: Sequence[Mapping[str, Array]] = (),
+    *,
+    smallest: int = SMALLEST_OPSET,
+    target: int = TARGET_OPSET,
+) -> tuple[ir.Model, float]:
+    """The model in plain form, and its largest relative error against `model` in ONNX Runtime.
 
+    A model older than opset `smallest` becomes one of opset `target`.
     Raises StageError when no converter upgrades it to a model that computes the same.
     """
     from edgeship.targets.onnxruntime import open_reference
@@ -52,10 +59,10 @@ def upgrade(model: ir.Model, feeds: Sequence[Mapping[str, Array]] = ()) -> tuple
     reference = open_reference(original, 1)
     reasons: list[str] = []
     opset = model.opset_imports[""]
-    converters = (_unchanged,) if opset >= SMALLEST_OPSET else (convert_with_onnx, convert_with_onnxscript)
+    converters = (_unchanged,) if opset >= smallest else (convert_with_onnx, convert_with_onnxscript)
     for convert in converters:
         try:
-            content = run_isolated(convert, original) if opset < SMALLEST_OPSET else convert(original)
+            content = run_isolated(convert, original, target) if opset < smallest else convert(original, target)
             upgraded = parse(content)
             upgraded.ir_version = IR_VERSION if upgraded.opset_imports[""] <= 23 else model.ir_version
             upgraded.metadata_props.update(model.metadata_props)
@@ -65,29 +72,29 @@ def upgrade(model: ir.Model, feeds: Sequence[Mapping[str, Array]] = ()) -> tuple
             )
         except EdgeshipError as error:
             reasons.append(f"{convert.__name__}: {error}")
-    raise StageError(f"the model cannot be brought from opset {opset} to {TARGET_OPSET}: {'; '.join(reasons)}")
+    raise StageError(f"the model cannot be brought from opset {opset} to {target}: {'; '.join(reasons)}")
 
 
-def _unchanged(content: bytes) -> bytes:
+def _unchanged(content: bytes, _target: int) -> bytes:
     return content
 
 
-def convert_with_onnx(content: bytes) -> bytes:
-    """The model at opset 18 by onnx's own converter, which is native code: run it in a child process."""
+def convert_with_onnx(content: bytes, target: int) -> bytes:
+    """The model at opset `target` by onnx's own converter, which is native code: run it in a child process."""
     import onnx
     import onnx.version_converter
 
     model = onnx.load_model_from_string(content)
     model.ir_version = max(model.ir_version, 4)  # from 4 on initializers need not be inputs
-    return bytes(onnx.version_converter.convert_version(model, TARGET_OPSET).SerializeToString(deterministic=True))
+    return bytes(onnx.version_converter.convert_version(model, target).SerializeToString(deterministic=True))
 
 
-def convert_with_onnxscript(content: bytes) -> bytes:
-    """The model at opset 18 by onnxscript's converter."""
+def convert_with_onnxscript(content: bytes, target: int) -> bytes:
+    """The model at opset `target` by onnxscript's converter."""
     from onnxscript import version_converter
 
     model = parse(content)
-    version_converter.convert_version(model, TARGET_OPSET)
+    version_converter.convert_version(model, target)
     return to_bytes(model)
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from edgeship.calibration.types import WeightScheme
 
 
+INTEGER_MODES = ("static", "dynamic")
+"""The modes in which kernels multiply 8-bit numbers."""
+CALIBRATED_MODES = ("static", "int16")
+"""The modes that choose ranges of activations on samples."""
 DATA_FILES = (".csv", ".npz", ".zip")
 
 
@@ -202,6 +206,8 @@ class Recipe(Section):
         """Whether the artifact for `target` is made from full-range or pair-limited weights."""
         from edgeship.targets.base import load
 
+        if self.quantize.mode not in INTEGER_MODES:
+            return "full"  # no kernel adds products of 8 bits
         options = self.targets.get(target)
         if options and options.weights:
             return options.weights

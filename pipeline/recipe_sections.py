@@ -120,6 +120,9 @@ Range = Annotated[
 ]
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Model(Section):
     """Where the trained model comes from."""
 
@@ -163,31 +166,43 @@ class Data(Section):
 
 
 class QuantizeOverride(Section):
-    """What single tensors get instead of what `[quantize]` says: one of `algorithm`, `float`, `range`."""
+    """What single tensors or nodes get instead of what `[quantize]` says: exactly one wish."""
 
-    pattern: str = Field(min_length=1, description="a glob of tensor names; with `float`, of node names too")
+    pattern: str = Field(
+        min_length=1, description="a glob of tensor names; with `float` and `int16`, of node names too"
+    )
     algorithm: str | None = Field(default=None, description="the range algorithm for these tensors")
     stays_float: bool = Field(default=False, alias="float", description="true: what makes these tensors stays float")
     range: Range | None = Field(default=None, description="[low, high] to represent, with low <= 0 <= high")
+    scale: Positive | None = Field(default=None, description="the quantization step itself")
+    zero_point: int | None = Field(default=None, ge=-128, le=127, description="beside `scale`; 0 where not given")
+    wide: bool = Field(default=False, alias="int16", description="true: 16-bit activations in and out of these nodes")
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
-        if (self.algorithm is not None) + self.stays_float + (self.range is not None) != 1:
-            raise ValueError("exactly one of algorithm, float = true and range")
+        wishes = (self.algorithm is not None, self.stays_float, self.range is not None, self.scale is not None)
+        if sum(wishes) + self.wide != 1:
+            raise ValueError("exactly one of algorithm, float = true, range, scale and int16 = true")
+        if self.zero_point is not None and self.scale is None:
+            raise ValueError("zero_point beside scale only")
         return self
 
     def as_override(self) -> Override:
         """The same, as calibration takes it."""
         from edgeship.calibration.overrides import Override
 
-        return Override(self.pattern, self.algorithm, self.stays_float, self.range)
+        return Override(
+            self.pattern, self.algorithm, self.stays_float, self.range, self.scale, self.zero_point, self.wide
+        )
 
 
 class Quantize(Section):
     """How the integers are chosen."""
 
-    mode: Literal["static", "none"] = Field(
-        default="static", description="static: int8 weights and activations; none: the model stays float"
+    mode: Literal["static", "dynamic", "float16", "int16", "none"] = Field(
+        default="static",
+        description="static: int8 weights and activations; dynamic: int8 weights, activations rounded at run time; "
+        "float16: float16 weights; int16: int8 weights and 16-bit activations; none: the model stays float",
     )
     algorithm: str = Field(
         default="minmax", description="the range algorithm: a file of edgeship.calibration.algorithms"

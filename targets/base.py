@@ -83,6 +83,12 @@ class Target(Protocol):
         Raises UnsupportedError with all findings of `check`. The model is not modified.
         """
 
+    def reference(self, model: ir.Model) -> ir.Model:
+        """What an artifact made of `model` must compute, as ONNX in float arithmetic: a static QDQ model itself.
+
+        Of a model with int8 weights alone, with what the runtime rounds on its own put in.
+        """
+
     def open(self, artifact: Path, threads: int = 1) -> Session:
         """The artifact, loaded in its real runtime with its real kernels. Raises InputError for an unusable file."""
 

@@ -1,14 +1,16 @@
 """Returns how far each artifact, in its real runtime, is from the quantized reference it was made from.
 
-The reference is the QDQ graph run with ONNX Runtime's graph optimisations off. Also found here, because it is what
-makes an artifact leave its reference on other machines than this one: layers whose kernels can saturate on x86 without
-VNNI, proved from the weights and counted by emulation on the samples, so that the answer is the same on every host.
+The reference is the quantized model as the target's runtime reads it, run with ONNX Runtime's graph optimisations off.
+Also found here, because it is what makes an artifact leave its reference on other machines than this one: layers whose
+kernels can saturate on x86 without VNNI, proved from the weights and counted by emulation on the samples, so that the
+answer is the same on every host.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.artifacts import artifact_path
@@ -20,30 +22,32 @@ from edgeship.pipeline.workspace import write_json
 from edgeship.targets.base import load
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgeship.calibration.types import Session
     from edgeship.pipeline.recipe import Recipe
 
 
 def run(context: StageContext) -> None:
     """Writes parity.json: each target's differences, agreement, saturation and integer share as executed."""
-    import onnx_ir as ir
-
+    from edgeship.calibration.onnx_file import load_onnx
     from edgeship.calibration.qdq import output_steps
-    from edgeship.targets.onnxruntime import open_reference
 
     recipe = context.recipe
     jury = open_jury(recipe, context.inputs["simplify"] / "model.onnx")
     samples = jury.samples.take(recipe.parity.samples, recipe.data.seed)
     schemes = {name: recipe.weight_scheme(name) for name in context.targets}
     files = {scheme: context.inputs["quantize"] / f"{scheme}.onnx" for scheme in sorted(set(schemes.values()))}
-    references = {scheme: open_reference(path, 1) for scheme, path in files.items()}
+    quantized = {scheme: load_onnx(path) for scheme, path in files.items()}
+    references, referred = _references({name: quantized[scheme] for name, scheme in schemes.items()})
     artifacts = {name: context.inputs["convert"] / artifact_path(name) for name in context.targets}
     sessions = {name: load(name).open(path) for name, path in artifacts.items()}
-    comparisons = {name: Comparison(output_steps(ir.load(files[schemes[name]]))) for name in context.targets}
+    comparisons = {name: Comparison(output_steps(quantized[schemes[name]])) for name in context.targets}
     for done, sample in enumerate(samples):
         context.progress(done, len(samples), "samples")
-        expected = {scheme: reference.run(sample.feeds) for scheme, reference in references.items()}
+        expected = {key: reference.run(sample.feeds) for key, reference in references.items()}
         for name, session in sessions.items():
-            comparisons[name].update(expected[schemes[name]], session.run(sample.feeds))
+            comparisons[name].update(expected[referred[name]], session.run(sample.feeds))
     context.progress(len(samples), len(samples), "samples")
     del sessions, references
     facts = {}
@@ -60,6 +64,21 @@ def run(context: StageContext) -> None:
             "float_layers": list(share.float_layers),
         }
     write_json(context.folder / "parity.json", {"reference": "qdq", "targets": facts})
+
+
+def _references(models: Mapping[str, ir.Model]) -> tuple[dict[str, Session], dict[str, str]]:
+    """What each target's artifact must compute, opened once where it is the same: sessions, and which is whose."""
+    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.targets.onnxruntime import open_reference
+
+    sessions: dict[str, Session] = {}
+    referred: dict[str, str] = {}
+    for name, model in models.items():
+        content = to_bytes(load(name).reference(model))
+        referred[name] = hashlib.sha256(content).hexdigest()
+        if referred[name] not in sessions:
+            sessions[referred[name]] = open_reference(content)
+    return sessions, referred
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.recipe import CALIBRATED_MODES
 from edgeship.pipeline.stage import ModelOutput, Progress, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 HISTOGRAMS = "histograms.json"
-MODES = ("static", "none")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Quantized:
         return next(iter(self.plans.values()))
 
 
-def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
+def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: Sequence[QuantRules],
@@ -59,21 +59,20 @@ def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
     per_tensor: bool = False,
     refinements: Sequence[str] = ("bias_correction",),
     overrides: Sequence[Override] = (),
+    wide: bool = False,
     progress: Progress | None = None,
 ) -> Quantized:
     """The model quantized under the strictest of `rules`, once per weight scheme, after one pass over `samples`.
 
-    Raises InputError for unusable samples, an unknown algorithm or refinement, an override in vain, rules that exclude
-    each other, or a model without a node that can be int8. `model` is not modified.
+    `wide`: activations of 16 bits. Raises InputError for unusable samples, an unknown algorithm or refinement, an
+    override in vain, rules that exclude each other, or a model without a node that can be int8. `model` stays as it is.
     """
     from edgeship.calibration.quantize import calibrate
-    from edgeship.calibration.types import strictest
     from edgeship.targets.onnxruntime import open_float
 
-    try:
-        together = strictest(rules)
-    except ValueError as error:
-        raise InputError(f"the targets cannot share one quantized model: {error}") from error
+    together = combined(rules)
+    if wide or any(override.wide for override in overrides):
+        model = with_wide_integers(model)
     if per_tensor:
         together = replace(together, weight=replace(together.weight, axis=None))
     calibration = calibrate(
@@ -84,6 +83,7 @@ def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
         algorithm=algorithm,
         refinements=refinements,
         overrides=overrides,
+        wide=wide,
         progress=progress,
     )
     plans = {scheme: calibration.plan(scheme) for scheme in schemes}
@@ -100,40 +100,92 @@ def quantize_model(  # noqa: PLR0913 - six of nine are keyword-only options
     )
 
 
+def with_wide_integers(model: ir.Model) -> ir.Model:
+    """The model at an operator set whose quantizers know 16 bits. Raises StageError where it cannot be upgraded."""
+    from edgeship.calibration.qdq import WIDE_OPSET
+    from edgeship.pipeline.onnx_source import upgrade
+
+    if model.opset_imports.get("", 0) >= WIDE_OPSET:
+        return model
+    upgraded, _ = upgrade(model, smallest=WIDE_OPSET, target=WIDE_OPSET)
+    return upgraded
+
+
+def combined(rules: Sequence[QuantRules]) -> QuantRules:
+    """The strictest of `rules`. Raises InputError when they exclude each other."""
+    from edgeship.calibration.types import strictest
+
+    try:
+        return strictest(rules)
+    except ValueError as error:
+        raise InputError(f"the targets cannot share one quantized model: {error}") from error
+
+
 def run(context: StageContext) -> None:
-    """Writes the models and plan.json. Raises InputError for a mode or calibration data that cannot be used."""
+    """Writes the models and plan.json. Raises InputError for calibration data or overrides that cannot be used."""
     from edgeship.calibration.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.workspace import write_atomically, write_json
-    from edgeship.targets.base import load
 
     recipe = context.recipe
-    settings = recipe.quantize
     path = context.inputs["simplify"] / "model.onnx"
-    schemes = recipe.weight_schemes()
-    mode: str = settings.mode
-    if mode not in MODES:
-        raise InputError(f"quantize.mode is {mode!r}; accepted so far: {', '.join(MODES)}")
-    if mode == "none":
-        for scheme in schemes:
+    if recipe.quantize.mode == "none":
+        for scheme in recipe.weight_schemes():
             write_atomically(context.folder / f"{scheme}.onnx", path.read_bytes())
         write_json(context.folder / PLAN, {"mode": "none", "digest": "none", "digests": {}})
         return
+    make = _with_data if recipe.quantize.mode in CALIBRATED_MODES else _without_data
+    made = make(context, load_onnx(path), path)
+    for scheme, model in made.models.items():
+        write_atomically(context.folder / f"{scheme}.onnx", to_bytes(model))
+    for name, facts in made.facts.items():
+        write_json(context.folder / name, facts)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Models by weight scheme, and what is said of them by file name."""
+
+    models: Mapping[WeightScheme, ir.Model]
+    facts: Mapping[str, Mapping[str, Any]]
+
+
+def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
+    from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
+
+    recipe, settings = context.recipe, context.recipe.quantize
+    overrides = [wish.as_override() for wish in settings.override]
+    if settings.mode == "float16":
+        small = float16_weights(model, overrides)
+    else:
+        rules = combined(_rules(recipe))
+        small = int8_weights(model, rules, recipe.weight_schemes(), overrides, per_tensor=settings.per_tensor)
+    return _Made(small.models, {PLAN: small.facts})
+
+
+def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
+    recipe, settings = context.recipe, context.recipe.quantize
     samples, findings = _calibration_samples(recipe, path)
     result = quantize_model(
-        load_onnx(path),
+        model,
         samples,
-        [load(name).rules for name in sorted(recipe.targets)],
+        _rules(recipe),
         algorithm=settings.algorithm,
-        schemes=schemes,
+        schemes=recipe.weight_schemes(),
         per_tensor=settings.per_tensor,
         refinements=settings.refine,
         overrides=[wish.as_override() for wish in settings.override],
+        wide=settings.mode == "int16",
         progress=context.progress,
     )
-    for scheme, model in result.models.items():
-        write_atomically(context.folder / f"{scheme}.onnx", to_bytes(model))
-    write_json(context.folder / PLAN, {"mode": "static", **describe(result), "findings": [str(f) for f in findings]})
-    write_json(context.folder / HISTOGRAMS, {name: each.to_json() for name, each in result.silhouettes.items()})
+    plan = {"mode": settings.mode, **describe(result), "findings": [str(f) for f in findings]}
+    histograms = {name: each.to_json() for name, each in result.silhouettes.items()}
+    return _Made(result.models, {PLAN: plan, HISTOGRAMS: histograms})
+
+
+def _rules(recipe: Recipe) -> list[QuantRules]:
+    from edgeship.targets.base import load
+
+    return [load(name).rules for name in sorted(recipe.targets)]
 
 
 def _calibration_samples(recipe: Recipe, model: Path) -> tuple[Samples, list[Finding]]:
@@ -153,6 +205,7 @@ def describe(result: Quantized) -> dict[str, Any]:
     """Everything that was decided, as plain values: digests, ranges, scales, folds, and what stays float and why."""
     from edgeship.calibration.ranges import representable
     from edgeship.calibration.refine.pair_limit import limited_channels
+    from edgeship.pipeline.quantizing.weight_only import weight_facts
 
     plan = result.plans.get("full", result.plan)
     activations = {}
@@ -161,6 +214,7 @@ def describe(result: Quantized) -> dict[str, Any]:
         activations[name] = {
             "scale": float(params.scale),
             "zero_point": int(params.zero_point),
+            "bits": params.spec.bits,
             "range": [covered.low, covered.high],
         }
     facts: dict[str, Any] = {
@@ -172,8 +226,9 @@ def describe(result: Quantized) -> dict[str, Any]:
         "samples": result.samples,
         "overrides": [asdict(override) for override in result.overrides],
         "int8_nodes": list(plan.int8_nodes),
+        "int16_nodes": list(plan.wide_nodes),
         "activations": activations,
-        "weights": {name: _weight_facts(plan, name) for name in plan.weights},
+        "weights": {name: weight_facts(plan, name) for name in plan.weights},
         "folded": dict(plan.folded),
         "stays_float": dict(plan.stays_float),
     }
@@ -186,22 +241,12 @@ def describe(result: Quantized) -> dict[str, Any]:
     return facts
 
 
-def _weight_facts(plan: QuantPlan, name: str) -> dict[str, Any]:
-    constant = plan.weights[name]
-    scale = constant.params.scale
-    return {
-        "shape": list(constant.integers.shape),
-        "axis": constant.params.spec.axis,
-        "scale": [float(scale.min()), float(scale.max())],
-    }
-
-
 def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
     return {
         "quantize": recipe.dump("quantize"),
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
-        "data": _calibration_digest(recipe) if recipe.quantize.mode == "static" else None,
+        "data": _calibration_digest(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
     }
 
 
@@ -213,7 +258,7 @@ def _calibration_digest(recipe: Recipe) -> str:
 
 
 def _models(recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
-    return [ModelOutput(f"{scheme}.onnx", steps=recipe.quantize.mode == "static") for scheme in recipe.weight_schemes()]
+    return [ModelOutput(f"{scheme}.onnx", steps=recipe.quantize.mode != "none") for scheme in recipe.weight_schemes()]
 
 
 STAGE = Stage(name="quantize", needs=("simplify",), settings=_settings, run=run, models=_models)

@@ -12,6 +12,7 @@ from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.types import Finding, QuantRules, WeightScheme
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
 from edgeship.targets.onnxruntime.border import change_border, check_border
+from edgeship.targets.onnxruntime.dynamic import make_dynamic, simulated
 from edgeship.targets.onnxruntime.operators import without_kernel
 from edgeship.targets.onnxruntime.rules import RULES
 from edgeship.targets.onnxruntime.session import OnnxSession, session_options, start
@@ -63,6 +64,10 @@ class OnnxRuntime:
             raise UnsupportedError("onnxruntime cannot take this model:", findings)
         return content
 
+    def reference(self, model: ir.Model) -> ir.Model:
+        """The model, with the activations of layers whose weights alone are int8 rounded at run time."""
+        return simulated(model)
+
     def open(self, artifact: Path, threads: int = 1) -> OnnxSession:
         """The artifact with all of ONNX Runtime's optimisations, on the CPU."""
         return OnnxSession(artifact, threads)
@@ -77,6 +82,7 @@ class OnnxRuntime:
 def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
     model = model.clone()
     make_unsigned(model)
+    make_dynamic(model)
     change_border(model, options)
     model.metadata_props.update(options.metadata)
     ordered = sorted(model.metadata_props.items())

@@ -52,6 +52,10 @@ class TFLiteTarget:
 
         return convert(model, options)
 
+    def reference(self, model: ir.Model) -> ir.Model:
+        """The model itself."""
+        return model
+
     def open(self, artifact: Path, threads: int = 1) -> Session:
         """The artifact in the interpreter, with the kernels users get by default."""
         from edgeship.targets.tflite.session import TFLiteSession

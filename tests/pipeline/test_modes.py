@@ -1,0 +1,168 @@
+"""Every mode of quantize from the recipe and the command line: files, plan, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from edgeship.pipeline.cli import cli
+
+RECIPE = """
+name = "tiny"
+[model]
+source = "model.onnx"
+[input]
+name = "image"
+[data]
+evaluation = "tiny.npz"
+{calibration}
+[quantize]
+mode = "{mode}"
+{more}
+[targets.onnxruntime]
+[gates]
+"parity.max_steps" = 2
+[benchmark]
+runs = 2
+warmup = 1
+[parity]
+samples = 4
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_models: dict[str, bytes]) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_models["residual"])
+    return path
+
+
+def recipe(folder: Path, data: Path, mode: str, calibration: str = "", more: str = "") -> Path:
+    (folder / "tiny.npz").write_bytes(data.read_bytes())
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(mode=mode, calibration=calibration, more=more))
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "float16", "int16"])
+def test_a_mode_deploys_to_a_release_whose_artifact_agrees_with_its_reference(
+    model: Path, tiny_data: Path, tmp_path: Path, mode: str
+) -> None:
+    calibration = 'calibration = "tiny.npz"' if mode == "int16" else ""
+    path = recipe(tmp_path, tiny_data, mode, calibration)
+    result = run("deploy", path, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    plan = json.loads((tmp_path / "run/4-quantize/plan.json").read_text())
+    assert plan["mode"] == mode
+    facts = json.loads((tmp_path / "run/report.json").read_text())["targets"]["onnxruntime"]
+    assert facts["parity"]["max_steps"] <= 2
+    assert facts["int8_share"] == (1.0 if mode == "dynamic" else 0.0)
+    assert facts["parity"]["saturation"]["layers"] == []
+    assert facts["accuracy"]["drop"] == pytest.approx(0, abs=100 / 32 + 1e-9)  # one of 32 images
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "float16"])
+def test_the_command_needs_no_data_where_only_weights_are_rounded(model: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "small.onnx"
+    result = run("quantize", model, "-o", out, "--mode", mode)
+    assert result.exit_code == 0, result.output
+    assert "4 weight tensors" in result.output
+    onnx.checker.check_model(str(out), full_check=True)
+    assert out.stat().st_size < model.stat().st_size
+
+
+def test_per_tensor_weights_in_dynamic_mode_have_one_scale(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    assert run("quantize", model, "-o", out, "--mode", "dynamic", "--per-tensor").exit_code == 0
+    scales = [i for i in onnx.load(out).graph.initializer if i.name.endswith("__scale")]
+    assert len(scales) == 4
+    assert all(not scale.dims for scale in scales)
+
+
+def test_int16_from_the_command_line_has_16_bit_quantizers(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "wide.onnx"
+    result = run("quantize", model, "-o", out, "--mode", "int16", "--data", tiny_data, "--samples", "4")
+    assert result.exit_code == 0, result.output
+    zero_points = {n.input[2] for n in onnx.load(out).graph.node if n.op_type == "QuantizeLinear"}
+    types = {i.data_type for i in onnx.load(out).graph.initializer if i.name in zero_points}
+    assert types == {onnx.TensorProto.INT16}
+
+
+def test_modes_that_choose_ranges_ask_for_data(model: Path, tmp_path: Path) -> None:
+    result = run("quantize", model, "-o", tmp_path / "x.onnx", "--mode", "int16")
+    assert result.exit_code == 2
+    assert "--mode int16 chooses ranges on real samples; give --data" in result.output
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_an_unknown_mode_lists_those_there_are(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    result = run("deploy", recipe(tmp_path, tiny_data, "int4"), "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "quantize.mode: seen \"int4\"; accepted: 'static', 'dynamic', 'float16', 'int16' or 'none'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            'pattern = "stem"\nalgorithm = "mse"',
+            "'stem' is about activations, and mode 'float16' leaves those in float",
+        ),
+        ('pattern = "stm"\nfloat = true', "the pattern 'stm' matches no tensor or node"),
+        ('pattern = "stem"\nzero_point = 3', "zero_point beside scale only|exactly one of algorithm"),
+        ('pattern = "stem"\nscale = 0.0', "override.0.scale: seen 0.0; accepted: greater than 0"),
+        (
+            'pattern = "stem"\nscale = 0.1\nzero_point = 200',
+            "zero_point: seen 200; accepted: less than or equal to 127",
+        ),
+        (
+            'pattern = "stem"\nint16 = true\nfloat = true',
+            "exactly one of algorithm, float = true, range, scale and int16",
+        ),
+    ],
+)
+def test_overrides_that_cannot_be_followed_are_errors(
+    model: Path, tiny_data: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    path = recipe(tmp_path, tiny_data, "float16", more=f"[[quantize.override]]\n{override}")
+    result = run("deploy", path, "--out", tmp_path / "run", "--to", "quantize")
+    assert result.exit_code == 2, result.output
+    assert any(part in result.output for part in message.split("|"))
+
+
+def test_a_pinned_scale_is_the_scale_or_an_error(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    wish = '[[quantize.override]]\npattern = "inner_2"\nscale = 0.125\nzero_point = -3'
+    path = recipe(tmp_path, tiny_data, "static", 'calibration = "tiny.npz"', wish)
+    result = run("deploy", path, "--out", tmp_path / "run", "--to", "quantize")
+    assert result.exit_code == 0, result.output
+    chosen = json.loads((tmp_path / "run/4-quantize/plan.json").read_text())["activations"]["inner_2"]
+    assert (chosen["scale"], chosen["zero_point"]) == (0.125, -3)
+    wish = '[[quantize.override]]\npattern = "flat"\nscale = 0.125'
+    path = recipe(tmp_path, tiny_data, "static", 'calibration = "tiny.npz"', wish)
+    result = run("deploy", path, "--out", tmp_path / "run", "--to", "quantize")
+    assert result.exit_code == 2
+    assert "flat" in result.output
+
+
+def test_without_calibration_data_static_says_what_is_missing(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    result = run("deploy", recipe(tmp_path, tiny_data, "static"), "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "data.calibration is not set" in result.output
+
+
+def test_two_runs_of_a_mode_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run("quantize", model, "-o", tmp_path / f"{name}.onnx", "--mode", "dynamic").exit_code == 0
+    assert np.array_equal(
+        np.frombuffer((tmp_path / "a.onnx").read_bytes(), np.uint8),
+        np.frombuffer((tmp_path / "b.onnx").read_bytes(), np.uint8),
+    )
