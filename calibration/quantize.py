@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeship.calibration import refine
 from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
+from edgeship.calibration.convergence import Convergence, Watch
 from edgeship.calibration.overrides import Override, check_scales, make_observers, rules_with_floats, wide_nodes
 from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
@@ -41,6 +42,7 @@ class Calibration:
     overrides: tuple[Override, ...]
     statistics: Mapping[str, Mapping[str, Statistic]]
     silhouettes: Mapping[str, Silhouette]
+    convergence: Convergence
     wide: bool = False
 
     def plan(self, weights: WeightScheme = "full") -> QuantPlan:
@@ -101,18 +103,19 @@ def calibrate(  # noqa: PLR0913 - five of nine are keyword-only options
     for each in statistics.values():
         for name, statistic in each.items():
             wanted.setdefault(name, []).append(statistic)
-    counter = _Counter(progress)
-    observe(model, samples, wanted, open_model, counter)
+    watch = Watch(observers, progress)
+    observe(model, samples, wanted, open_model, watch)
     return Calibration(
         model,
         rules,
         algorithm,
-        counter.done,
+        watch.done,
         observers,
         tuple(loaded),
         tuple(overrides),
         statistics,
         silhouettes,
+        watch.result(),
         wide,
     )
 
@@ -142,14 +145,3 @@ def quantize_model(  # noqa: PLR0913 - five of nine are keyword-only options
     )
     plan = calibration.plan(weights)
     return plan, calibration.quantized(plan, weights)
-
-
-class _Counter:
-    def __init__(self, progress: Progress | None) -> None:
-        self.done = 0
-        self._progress = progress
-
-    def __call__(self, done: int, total: int, what: str = "") -> None:
-        self.done = done
-        if self._progress is not None:
-            self._progress(done, total, what)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from edgeship.calibration.errors import EdgeshipError
-from edgeship.pipeline.commands import deploy, facts, judge, models
+from edgeship.pipeline.commands import deploy, facts, judge, models, quantize
 
 DEBUG = "EDGESHIP_DEBUG"
 INTERRUPTED = 130
@@ -115,7 +115,7 @@ def cli(debug: bool) -> None:
         os.environ[DEBUG] = "1"
 
 
-for command in (*facts.COMMANDS, *deploy.COMMANDS, *models.COMMANDS, *judge.COMMANDS):
+for command in (*facts.COMMANDS, *deploy.COMMANDS, *models.COMMANDS, *quantize.COMMANDS, *judge.COMMANDS):
     cli.add_command(command)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 REPORT = "report.json"
+QUANTIZATION = ("mode", "algorithm", "refinements", "samples", "data", "structure", "sensitivity", "scheme")
+"""What the report takes over of plan.json."""
 
 
 def make_report(
@@ -31,6 +33,9 @@ def make_report(
         "reference": {},
         "targets": {},
     }
+    if "quantize" in folders:
+        plan = read_json(folders["quantize"] / "plan.json")
+        report["quantization"] = {key: plan[key] for key in QUANTIZATION if key in plan}
     if "accuracy" in folders:
         accuracy = read_json(folders["accuracy"] / "accuracy.json")
         report["reference"] = {"accuracy": accuracy["fp32"], "data": accuracy["data"], "labels": accuracy["labels"]}

@@ -154,7 +154,12 @@ def gates(values: Sequence[Mapping[str, Any]]) -> str:
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a person should know before shipping."""
-    lines = []
+    quantization = report.get("quantization", {})
+    lines = [
+        f"{note['where']}: {note['rule']}{': ' + note['seen'] if note['seen'] else ''}"
+        for part in ("data", "structure")
+        for note in quantization.get(part, {}).get("findings", [])
+    ]
     for name, facts in report["targets"].items():
         saturation = facts.get("parity", {}).get("saturation") or {}
         layers = saturation.get("layers", [])

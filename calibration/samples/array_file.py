@@ -115,6 +115,11 @@ class ArraySource:
                 yield name.encode()
                 yield hashlib.sha256(values.tobytes()).digest()
 
+    def contents(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """SHA-256 of each row's values."""
+        for feeds in self.read(indices):
+            yield hashlib.sha256(b"".join(name.encode() + values.tobytes() for name, values in feeds.items())).digest()
+
 
 def _float32(values: Array) -> Array:
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is told with the sample's name
@@ -159,4 +164,14 @@ def _check_shape(path: Path, name: str, header: _Header, expected: Sequence[int]
         want in (-1, seen) for want, seen in zip(wanted, header.shape[1:], strict=True)
     )
     if expected and not fits:
-        raise InputError(f"{path}: key {name!r} has the shape {list(header.shape)}; accepted: {['samples', *wanted]}")
+        seen = f"{path}: key {name!r} has the shape {list(header.shape)}; accepted: {['samples', *wanted]}"
+        raise InputError(seen + _layout_hint(header.shape[1:], wanted))
+
+
+def _layout_hint(seen: Sequence[int], wanted: Sequence[int]) -> str:
+    """What to do where the shape is that of images with the channels last."""
+    if len(seen) != 3 or len(wanted) != 3:
+        return ""
+    moved = (seen[2], seen[0], seen[1])
+    fits = all(want in (-1, side) for want, side in zip(wanted, moved, strict=True))
+    return "; these look like NHWC images: give them as NCHW, array.transpose(0, 3, 1, 2)" if fits else ""

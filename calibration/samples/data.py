@@ -19,12 +19,9 @@ from edgeship.calibration.samples.file_tree import open_tree
 from edgeship.calibration.samples.image_list import list_folder, read_csv
 from edgeship.calibration.samples.image_source import ImageSource
 from edgeship.calibration.samples.preprocessing import Color, Preprocessing
-from edgeship.calibration.types import Array, Finding
+from edgeship.calibration.types import Array
 
-__all__ = ["Color", "Preprocessing", "Sample", "Samples", "check_calibration", "open_samples"]
-
-MINIMUM = 2
-"""The fewest samples a range is learnt from: with a single one it is that image's, not the data's."""
+__all__ = ["Color", "Preprocessing", "Sample", "Samples", "open_samples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +54,9 @@ class Source(Protocol):
     def digest(self, indices: Sequence[int]) -> Iterator[bytes]:
         """Everything the feeds of `indices` depend on."""
 
+    def contents(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """SHA-256 of each sample's own content, as it was given."""
+
 
 class Samples:
     """A sized set of samples that can be gone through again and again, each time reading from disk."""
@@ -73,7 +73,7 @@ class Samples:
             for name, values in sample.feeds.items():
                 if not np.isfinite(values).all():
                     raise InputError(
-                        f"sample {sample.name}: {_not_finite(values)} in input {name!r}; accepted: finite numbers"
+                        f"sample {sample.name}: {not_finite(values)} in input {name!r}; accepted: finite numbers"
                     )
             yield sample
 
@@ -112,6 +112,10 @@ class Samples:
             sha.update(len(part).to_bytes(8, "little"))
             sha.update(part)
         return sha.hexdigest()
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Each sample's name and the SHA-256 of its content as it was given: equal for copies of one file."""
+        return zip(self.names, self._source.contents(self._indices), strict=True)
 
     def take(self, count: int, seed: int = 0) -> Samples:
         """At most `count` of the samples, in their order: with labels as many of each class as possible.
@@ -200,56 +204,7 @@ def _check_labels(source: Source, place: Path, classes: int | None) -> None:
             raise InputError(f"{place}: sample {name} has the label {label}; accepted: {limit}")
 
 
-def _not_finite(values: Array) -> str:
+def not_finite(values: Array) -> str:
+    """How many values are NaN or infinite, in words."""
     nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
     return " and ".join(f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite values")) if count)
-
-
-def check_calibration(samples: Samples) -> list[Finding]:
-    """What is wrong with a set of calibration samples; an error makes it useless, a note deserves a look."""
-    if len(samples) < MINIMUM:
-        what = "no samples" if not len(samples) else "a single sample: a range is one image's, not the data's"
-        return [Finding("calibration data", what, str(len(samples)), f"at least {MINIMUM} samples")]
-    findings: list[Finding] = []
-    first: dict[bytes, str] = {}
-    twins: list[str] = []
-    flat: list[str] = []
-    for sample in samples.unchecked():
-        for name, values in sample.feeds.items():
-            if not np.isfinite(values).all():
-                findings.append(
-                    Finding(
-                        f"sample {sample.name}", f"input {name!r} holds {_not_finite(values)}", "", "finite numbers"
-                    )
-                )
-        if all(values.size > 1 and values.min() == values.max() for values in sample.feeds.values()):
-            flat.append(sample.name)
-        content = hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in sample.feeds.values())).digest()
-        if content in first:
-            twins.append(f"{sample.name} = {first[content]}")
-        first.setdefault(content, sample.name)
-    return findings + _sameness(samples, first, twins, flat)
-
-
-def _sameness(samples: Samples, first: Mapping[bytes, str], twins: Sequence[str], flat: Sequence[str]) -> list[Finding]:
-    where = "calibration data"
-    findings = []
-    if len(first) < MINIMUM:
-        findings.append(
-            Finding(where, "all samples are the same", f"{len(samples)} copies", f"at least {MINIMUM} different ones")
-        )
-    elif twins:
-        findings.append(
-            Finding(where, f"{len(twins)} of {len(samples)} samples are duplicates", _few(twins), "", "note")
-        )
-    if len(flat) == len(samples):
-        findings.append(Finding(where, "every sample is one constant value", _few(flat), "photographs"))
-    elif flat:
-        findings.append(
-            Finding(where, f"{len(flat)} of {len(samples)} samples are one constant value", _few(flat), "", "note")
-        )
-    return findings
-
-
-def _few(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

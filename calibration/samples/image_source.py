@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +47,11 @@ class ImageSource:
         yield json.dumps(facts, sort_keys=True).encode()
         for index in indices:
             yield self._tree.read(self.names[index])
+
+    def contents(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """SHA-256 of each file."""
+        for index in indices:
+            yield hashlib.sha256(self._tree.read(self.names[index])).digest()
 
     def _decode(self, index: int) -> Array:
         import io

@@ -1,4 +1,4 @@
-"""Returns the commands that make one model of another: export, simplify, quantize, convert."""
+"""Returns the commands that make one model of another: export, simplify, convert; quantize.py has the fourth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.commands.files import FILE
 
 if TYPE_CHECKING:
-    from edgeship.calibration.types import Mode, WeightScheme
     from edgeship.targets.base import IoDtype, IoLayout
 
-MODES = ("static", "dynamic", "float16", "int16")
 OUT = click.option("-o", "--out", type=FILE, required=True, help="The file to write; replaced by a complete new one.")
 
 
@@ -62,88 +60,6 @@ def simplify(model: Path, out: Path) -> None:
     click.echo(f"wrote {out}: {before} operators became {after}")
 
 
-@click.command(short_help="Quantize an ONNX model to int8 on real data.")
-@click.argument("model", type=FILE)
-@OUT
-@click.option("--data", type=FILE, help="Samples: images, a CSV of them, an .npz, or a recipe; for static and int16.")
-@click.option("--recipe", type=FILE, help="How to preprocess images, where the model's metadata does not say.")
-@click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="How many to use.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the samples.")
-@click.option("--algorithm", default="minmax", show_default=True, help="The range algorithm.")
-@click.option("--mode", type=click.Choice(MODES), default="static", show_default=True, help="How to quantize.")
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]")
-@click.option("--weights", type=click.Choice(["full", "pair_limited"]), help="The weight scheme.  [default: safest]")
-@click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per channel.")
-@click.option(
-    "--refine",
-    "refinements",
-    multiple=True,
-    metavar="NAME",
-    default=("bias_correction",),
-    show_default=True,
-    help="A refinement; several times for several, `none` for none.",
-)
-def quantize(
-    model: Path,
-    out: Path,
-    data: Path | None,
-    recipe: Path | None,
-    samples: int,
-    seed: int,
-    algorithm: str,
-    mode: Mode,
-    targets: tuple[str, ...],
-    weights: WeightScheme | None,
-    per_tensor: bool,
-    refinements: tuple[str, ...],
-) -> None:
-    """Quantize a float MODEL.onnx: to int8 (QDQ) with ranges chosen on real data, or in another mode.
-
-    static: int8 weights and activations. int16: int8 weights, 16-bit activations. dynamic: int8 weights, activations
-    rounded at run time. float16: float16 weights. The last two need no data.
-    """
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
-    from edgeship.pipeline.artifacts import input_shapes
-    from edgeship.pipeline.commands.files import open_data
-    from edgeship.pipeline.console import StepProgress
-    from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
-    from edgeship.pipeline.stages.quantize import combined, quantize_model
-    from edgeship.pipeline.workspace import write_atomically
-    from edgeship.targets.base import load, names
-
-    check_output(out, model, *([data] if data else []))
-    chosen = [load(name) for name in targets or names()]
-    rules = [target.rules for target in chosen]
-    clips = mode in ("static", "dynamic") and any(target.weights == "pair_limited" for target in chosen)
-    scheme: WeightScheme = weights or ("pair_limited" if clips else "full")
-    if mode in ("dynamic", "float16"):
-        loaded = load_onnx(model)
-        if mode == "float16":
-            scheme, small = "full", float16_weights(loaded, ())
-        else:
-            small = int8_weights(loaded, combined(rules), (scheme,), (), per_tensor=per_tensor)
-        write_atomically(out, to_bytes(small.models[scheme]))
-        click.echo(f"wrote {out}: {small.count} weight tensors in {'float16' if mode == 'float16' else 'int8'}")
-        return
-    if data is None:
-        raise InputError(f"--mode {mode} chooses ranges on real samples; give --data (dynamic and float16 need none)")
-    opened = open_data(data, input_shapes(model), recipe=recipe, models=[model], calibration=True).take(samples, seed)
-    with StepProgress("quantize") as progress:
-        result = quantize_model(
-            load_onnx(model),
-            opened,
-            rules=rules,
-            algorithm=algorithm,
-            schemes=(scheme,),
-            per_tensor=per_tensor,
-            refinements=() if refinements == ("none",) else refinements,
-            wide=mode == "int16",
-            progress=progress,
-        )
-    write_atomically(out, to_bytes(result.models[scheme]))
-    click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {len(opened)} samples")
-
-
 @click.command(short_help="Convert an ONNX model to a target's format.")
 @click.argument("model", type=FILE)
 @OUT
@@ -178,4 +94,4 @@ def convert(
     click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
 
 
-COMMANDS = (export, simplify, quantize, convert)
+COMMANDS = (export, simplify, convert)

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from edgeship.calibration.collect import Feeds
     from edgeship.calibration.overrides import Override
-    from edgeship.calibration.samples.data import Samples
-    from edgeship.calibration.silhouette import Silhouette
-    from edgeship.calibration.types import Finding, QuantPlan, QuantRules, WeightScheme
+    from edgeship.calibration.quantize import Calibration
+    from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
     from edgeship.pipeline.recipe import Recipe
 
 PLAN = "plan.json"
@@ -41,7 +40,7 @@ class Quantized:
     refinements: tuple[str, ...]
     overrides: tuple[Override, ...]
     samples: int
-    silhouettes: Mapping[str, Silhouette]
+    calibration: Calibration
 
     @property
     def plan(self) -> QuantPlan:
@@ -96,7 +95,7 @@ def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
         calibration.refinements,
         calibration.overrides,
         calibration.samples,
-        calibration.silhouettes,
+        calibration,
     )
 
 
@@ -163,8 +162,11 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
 
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
+    from edgeship.calibration.samples.checks import to_json
+    from edgeship.pipeline.quantizing.data import calibration_samples
+
     recipe, settings = context.recipe, context.recipe.quantize
-    samples, findings = _calibration_samples(recipe, path)
+    samples, findings = calibration_samples(recipe, path, model)
     result = quantize_model(
         model,
         samples,
@@ -177,8 +179,10 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         wide=settings.mode == "int16",
         progress=context.progress,
     )
-    plan = {"mode": settings.mode, **describe(result), "findings": [str(f) for f in findings]}
-    histograms = {name: each.to_json() for name, each in result.silhouettes.items()}
+    findings += result.calibration.convergence.findings()
+    data = {"findings": to_json(findings), "convergence": result.calibration.convergence.to_json()}
+    plan = {"mode": settings.mode, **describe(result), "findings": [str(f) for f in findings], "data": data}
+    histograms = {name: each.to_json() for name, each in result.calibration.silhouettes.items()}
     return _Made(result.models, {PLAN: plan, HISTOGRAMS: histograms})
 
 
@@ -186,19 +190,6 @@ def _rules(recipe: Recipe) -> list[QuantRules]:
     from edgeship.targets.base import load
 
     return [load(name).rules for name in sorted(recipe.targets)]
-
-
-def _calibration_samples(recipe: Recipe, model: Path) -> tuple[Samples, list[Finding]]:
-    """The samples and what is remarkable about them. Raises InputError when they are useless."""
-    from edgeship.calibration.samples.data import check_calibration
-    from edgeship.pipeline.artifacts import input_shapes
-
-    samples = recipe.calibration_samples(input_shapes(model))
-    findings = check_calibration(samples)
-    errors = [str(finding) for finding in findings if finding.severity == "error"]
-    if errors:
-        raise InputError(f"data.calibration cannot be used: {'; '.join(errors)}")
-    return samples, findings
 
 
 def describe(result: Quantized) -> dict[str, Any]:
@@ -246,15 +237,16 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         "quantize": recipe.dump("quantize"),
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
-        "data": _calibration_digest(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
+        "data": _data_digests(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
     }
 
 
-def _calibration_digest(recipe: Recipe) -> str:
+def _data_digests(recipe: Recipe) -> list[str | None]:
+    """What ranges are chosen on, and what must not be among it."""
     digest = recipe.data_digest("calibration")
     if digest is None:
         raise InputError(f"{recipe.path.name}: data.calibration is not set; int8 ranges are chosen on real samples")
-    return digest
+    return [digest, recipe.data_digest("evaluation")]
 
 
 def _models(recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.samples.data import Preprocessing, Samples, check_calibration, open_samples
+from edgeship.calibration.samples.checks import check_calibration
+from edgeship.calibration.samples.data import Preprocessing, Samples, open_samples
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLAIN = Preprocessing((1, 3, 8, 8))

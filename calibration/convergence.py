@@ -1,0 +1,101 @@
+"""How far the ranges still move as samples come in: whether more of them would change anything.
+
+The ranges are looked at at eight places of the pass. A tensor has moved between two looks when its range's length has
+changed by more than 2 % (a fiftieth of a scale: under two of 255 steps at the ends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeship.calibration.collect import Progress
+from edgeship.calibration.ranges import NOTHING
+from edgeship.calibration.types import Finding, Observer
+
+LOOKS = 8
+MOVED = 0.02
+ENOUGH = 0.5
+"""Converged: nothing moved in this last share of the samples."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """After how many of `samples` no range moved any more, and the tensors that moved last, with by how much."""
+
+    samples: int
+    settled: int
+    moving: Mapping[str, float]
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing moved in the last half of the samples."""
+        return self.settled <= (1 - ENOUGH) * self.samples
+
+    def __str__(self) -> str:
+        if not self.samples:
+            return "unknown: no samples were looked at"
+        if self.converged:
+            return (
+                f"converged: the last {self.samples - self.settled} of {self.samples} samples moved no range by more "
+                f"than {100 * MOVED:.0f} %; more samples would change nothing"
+            )
+        worst = sorted(self.moving.items(), key=lambda item: (-item[1], item[0]))[:3]
+        named = ", ".join(f"{name} {100 * change:+.0f} %" for name, change in worst)
+        return (
+            f"not converged: after {self.settled} of {self.samples} samples ranges still moved ({named}); "
+            "give more samples, or an algorithm that is less sensitive to extremes"
+        )
+
+    def findings(self) -> list[Finding]:
+        """A note where the ranges still move."""
+        return [] if self.converged else [Finding("calibration data", str(self), "", "more samples", "note")]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "samples": self.samples,
+            "settled": self.settled,
+            "converged": self.converged,
+            "summary": str(self),
+            "moving": {name: round(change, 4) for name, change in sorted(self.moving.items())},
+        }
+
+
+class Watch:
+    """Looks at the observers while samples are counted; hands the count on."""
+
+    def __init__(self, observers: Mapping[str, Observer], progress: Progress | None) -> None:
+        self._observers = observers
+        self._progress = progress
+        self._last: dict[str, float] = {}
+        self._settled = 0
+        self._moving: dict[str, float] = {}
+        self._next = 0
+        self.done = 0
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """`done` of `total` samples were seen."""
+        self.done = done
+        every = max(1, (total or done) // LOOKS)
+        if done >= self._next or done == total:
+            self._look()
+            self._next = done + every
+        if self._progress is not None:
+            self._progress(done, total, what)
+
+    def _look(self) -> None:
+        spans = {name: high - low for name, (low, high) in ((n, o.range()) for n, o in self._observers.items())}
+        moved = {}
+        for name, span in spans.items():
+            before = self._last.get(name, 0.0)
+            if abs(span - before) > MOVED * max(before, span) and max(before, span) >= NOTHING:
+                moved[name] = (span - before) / max(before, NOTHING)
+        if moved:
+            self._settled, self._moving = self.done, moved
+        self._last = spans
+
+    def result(self) -> Convergence:
+        """What was seen."""
+        return Convergence(self.done, self._settled, self._moving)
