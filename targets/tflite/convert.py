@@ -19,7 +19,7 @@ from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
 from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
-from edgeship.targets.tflite.fusion import fuse_activations
+from edgeship.targets.tflite.fusion import fuse_activations, split_in_front
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     MALFORMED,
@@ -32,7 +32,8 @@ from edgeship.targets.tflite.graph import (
     malformed,
     unsigned,
 )
-from edgeship.targets.tflite.layout import Arrangement, Layout, LayoutRule, View, decide, natural
+from edgeship.targets.tflite.layout import Layout, natural
+from edgeship.targets.tflite.layout_plan import Arrangement, LayoutRule, View, decide
 from edgeship.targets.tflite.layout_rules import NATURAL
 from edgeship.targets.tflite.lower import lower
 from edgeship.targets.tflite.op import Limit, Op
@@ -130,6 +131,7 @@ class _Conversion:
             return
         dtypes.settle_types(self.graph, _limits_of)
         fuse_activations(self.graph, op_of)
+        split_in_front(self.graph)
         settle(self.graph, op_of)
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)

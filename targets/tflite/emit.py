@@ -11,7 +11,19 @@ import numpy as np
 from edgeship.calibration.types import Array, QuantParams
 from edgeship.targets.tflite.builder import Builder
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
-from edgeship.targets.tflite.layout import Arrangement, Layout, LayoutPlan, extents, natural, same_bytes
+from edgeship.targets.tflite.layout import (
+    Digit,
+    Extents,
+    Layout,
+    directly,
+    extents,
+    marked,
+    move,
+    natural,
+    same_bytes,
+    unmarked,
+)
+from edgeship.targets.tflite.layout_plan import Arrangement, LayoutPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +43,11 @@ class Operand:
         return len(self.shape)
 
     @property
+    def extents(self) -> Extents:
+        """The shape with dynamic dimensions marked."""
+        return marked(self.shape, self.signature)
+
+    @property
     def is_dynamic(self) -> bool:
         """Whether a dimension is known only at run time."""
         return -1 in self.signature
@@ -43,6 +60,8 @@ class Writer:
         self.builder, self.plan = builder, plan
         self.produced: dict[Tensor, Operand] = {}
         self._arranged: dict[tuple[Tensor, Layout], Operand] = {}
+        self._moved: dict[tuple[Tensor, tuple[Digit, ...]], Operand] = {}
+        self._views: dict[tuple[int, tuple[int, ...]], Operand] = {}
         self._names: dict[str, int] = {}
 
     def new(  # noqa: PLR0913 - the fields of a tensor
@@ -84,9 +103,10 @@ class Writer:
         return operand
 
     def place(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
-        """Says that `operand` holds `tensor` in `layout`."""
+        """Says that `operand` holds `tensor` in `layout`, under any shape."""
         self.produced[tensor] = operand
-        self._arranged[tensor, layout] = operand
+        if operand.shape == layout.shape(tensor.shape):
+            self._arranged[tensor, layout] = operand
 
     def arranged(self, tensor: Tensor, layout: Layout) -> Operand:
         """`tensor` in `layout`: as it is, or through one RESHAPE or TRANSPOSE that all who want it so share."""
@@ -95,31 +115,56 @@ class Writer:
             if tensor.data is not None:
                 self._arranged[key] = self._constant(tensor, layout)
             else:
-                self._arranged[key] = self._moved(tensor, layout)
+                shape, signature = layout.shape(tensor.shape), layout.shape(tensor.signature)
+                self._arranged[key] = self.viewed(self.in_memory(tensor, layout), shape, signature, tensor.name)
         return self._arranged[key]
+
+    def in_memory(self, tensor: Tensor, layout: Layout) -> Operand:
+        """The computed `tensor` in the order of `layout`, under whatever shape."""
+        have, source = self.plan.layouts[tensor], self.produced[tensor]
+        if have == layout or same_bytes(have, layout, extents(tensor)):
+            return source
+        key = (tensor, layout.digits(extents(tensor)))
+        if key not in self._moved:
+            self._moved[key] = self._transposed(tensor, source, layout)
+        return self._moved[key]
 
     def _constant(self, tensor: Tensor, layout: Layout) -> Operand:
         data, quant = tensor.data, tensor.quant
-        if data is None or layout.split:
-            raise Unsupported("a constant cannot take the order of a flattened tensor", tensor.name)
+        if data is None:
+            raise Unsupported("needs a constant", tensor.name, "a constant")
         if quant and quant.spec.axis is not None:
             quant = replace(quant, spec=replace(quant.spec, axis=layout.axis(quant.spec.axis)))
-        return self.new(
-            tensor.name, layout.shape(tensor.shape), tensor.storage, quant, data=data.transpose(layout.perm)
-        )
+        return self.new(tensor.name, layout.shape(tensor.shape), tensor.storage, quant, data=layout.lay(data))
 
-    def _moved(self, tensor: Tensor, layout: Layout) -> Operand:
-        have = self.plan.layouts[tensor]
-        source = self.produced[tensor]
-        shape, signature = layout.shape(tensor.shape), layout.shape(tensor.signature)
-        if same_bytes(have, layout, extents(tensor)):
-            return self.reshape(source, shape, signature)
-        if have.split or layout.split:
-            raise Unsupported("a flattened tensor is needed in ONNX's order", tensor.name)
-        permutation = np.array([have.axis(axis) for axis in layout.perm], np.int32)
-        target = self.new(f"{tensor.name}/transposed", shape, tensor.storage, tensor.quant, signature=signature)
-        self.operator("TRANSPOSE", [source, self.ints("permutation", permutation)], [target])
+    def _transposed(self, tensor: Tensor, source: Operand, layout: Layout) -> Operand:
+        have, goal = self.plan.layouts[tensor], marked(layout.shape(tensor.shape), layout.shape(tensor.signature))
+        way = None
+        if source.extents == marked(have.shape(tensor.shape), have.shape(tensor.signature)):
+            way = directly(have, layout, source.extents)
+        way = way or move(have, layout, extents(tensor))
+        if way is None:
+            raise Unsupported("an order that one TRANSPOSE of 6 axes does not reach", tensor.name)
+        way = way.between(source.extents, goal)
+        given = self.viewed(source, *unmarked(way.shape))
+        name = f"{tensor.name}/transposed"
+        shape, signature = unmarked(way.result)
+        target = self.new(name, shape, tensor.storage, tensor.quant, signature=signature)
+        permutation = self.ints("permutation", np.array(way.permutation, np.int32))
+        self.operator("TRANSPOSE", [given, permutation], [target])
         return target
+
+    def viewed(self, source: Operand, shape: Sequence[int], signature: Sequence[int], name: str = "") -> Operand:
+        """`source` under another shape, through a RESHAPE that all who want it so share, called `name` where that is
+        not the source's own.
+        """
+        key = (source.index, tuple(shape))
+        if key not in self._views:
+            target = None
+            if name and name != source.name and tuple(shape) != source.shape:
+                target = self.new(name, shape, source.dtype, source.quant, signature=signature)
+            self._views[key] = self.reshape(source, shape, signature, target)
+        return self._views[key]
 
     def reshape(
         self, source: Operand, shape: Sequence[int], signature: Sequence[int], target: Operand | None = None
@@ -196,11 +241,38 @@ class Emit:
         layout = self.arrangement.inputs[index]
         return self.writer.arranged(tensor, natural(tensor.rank) if layout is None else layout)
 
+    def in_memory(self, index: int = 0) -> Operand:
+        """Computed input `index` in the order that the arrangement says, under whatever shape."""
+        tensor, layout = self.node.tensor(index), self.arrangement.inputs[index]
+        if tensor.is_constant or layout is None:
+            return self.input(index)
+        return self.writer.in_memory(tensor, layout)
+
+    def rows(self, axis: int) -> Operand:
+        """The first input with ONNX axis `axis` as the last in memory, the others under whatever shape they have."""
+        tensor, layout, x = self.node.x, self.layout, self.in_memory()
+        if x.rank > 1 and x.shape[-1] == tensor.shape[axis]:
+            return x
+        others = layout.before(axis)
+        if layout.holds_whole([axis]) or others is None:
+            return self.input()
+        shape, signature = ((*others.shape(extent), tensor.shape[axis]) for extent in (tensor.shape, tensor.signature))
+        return self.writer.viewed(x, shape, signature)
+
     def output(self, index: int = 0) -> Operand:
         """The tensor that output `index` is to be written to."""
         if index not in self._outputs:
             self._outputs[index] = self.writer.declare(self.node.outputs[index], self.arrangement.outputs[index])
         return self._outputs[index]
+
+    def output_as(self, shape: Sequence[int], signature: Sequence[int]) -> Operand:
+        """The tensor that the first output is to be written to, its memory under another shape."""
+        tensor, layout = self.node.y, self.output_layout
+        if tuple(shape) == layout.shape(tensor.shape):
+            return self.output()
+        operand = self.writer.new(tensor.name, shape, tensor.storage, tensor.quant, signature=signature)
+        self.writer.place(tensor, layout, operand)
+        return operand
 
     def alias(self, operand: Operand, index: int = 0) -> None:
         """Says that output `index` is `operand`: nothing needs to be done."""
@@ -209,13 +281,12 @@ class Emit:
     def broadcast(self, index: int) -> Operand:
         """Input `index` for an elementwise operator: of lower rank, it is lined up with the output's axes."""
         tensor, layout = self.node.tensor(index), self.output_layout
-        rank = len(layout.perm)
-        if tensor.rank == rank and not (tensor.is_constant and layout.split):
+        rank = self.node.y.rank
+        if tensor.rank == rank:
             return self.input(index)
         shape = (1,) * (rank - tensor.rank) + tensor.shape
         if tensor.data is not None:
-            order = natural(rank).perm if tensor.size == 1 else layout.perm
-            data = tensor.data.reshape(shape).transpose(order)
+            data = tensor.data if tensor.size == 1 else layout.fitted(shape).lay(tensor.data.reshape(shape))
             while data.ndim and data.shape[0] == 1:
                 data = data[0]
             return self.writer.new(tensor.name, data.shape, tensor.storage, tensor.quant, data=data)

@@ -1,14 +1,14 @@
-"""What is written into the operator before it: TFLite's kernels clamp for free what a RELU would read and write again,
-and an int8 kernel makes the integers itself.
+"""What is written as one operator instead of several: TFLite's kernels clamp for free what a RELU would read and write
+again, an int8 kernel makes the integers itself, and what takes a tensor apart is one split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported
+from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.op import Op
 
 _RANGES = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
@@ -77,3 +77,89 @@ def absorb_quantizers(graph: Graph, read_as: Mapping[Tensor, str]) -> None:
         producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
         producers[node.y] = producer
         graph.nodes.remove(node)
+
+
+def split_in_front(graph: Graph) -> None:
+    """Writes what takes a tensor apart, such as queries, keys and values, as a Split of an axis of its own in front.
+
+    That is what Gathers of one index each do together, and a Split whose parts are then cut into heads. The new axis
+    can be moved with the others, so that the whole changes order once instead of every part.
+    """
+    uses, kept = graph.consumers(), set(graph.outputs.values())
+    for tensor, readers in uses.items():
+        if tensor in kept or tensor.is_constant:
+            continue
+        first = readers[0]
+        axis = _picked_axis(tensor, readers)
+        if axis is not None:
+            picks = sorted(readers, key=_pick)
+            _replace(graph, readers, _taken_apart(tensor, axis, [pick.y for pick in picks], first))
+        elif len(readers) == 1 and first.op_type == "Split" and _is_cut_further(first, uses, kept):
+            axis, count = first.axis(0), len(first.outputs)
+            sizes = [[*extent[:axis], count, first.y.shape[axis], *extent[axis + 1 :]] for extent in _extents(tensor)]
+            parts = _like(tensor, f"{tensor.name}/parts", *sizes)
+            cut = _reshape(tensor, parts, first)
+            _replace(graph, readers, [cut, *_taken_apart(parts, axis, first.outputs, first)])
+
+
+def _taken_apart(x: Tensor, axis: int, parts: Sequence[Tensor], like: Node) -> list[Node]:
+    """The nodes that make the tensor at every place of one axis of `x`."""
+    order = [axis, *(a for a in range(x.rank) if a != axis)]
+    front = _like(x, f"{x.name}/front", *([extent[a] for a in order] for extent in _extents(x)))
+    slices = [_like(part, f"{part.name}/part", *([1, *extent] for extent in _extents(part))) for part in parts]
+    return [
+        Node("Transpose", like.name, [x], [front], {"perm": order}, opset=like.opset),
+        Node("Split", like.name, [front], slices, {"axis": 0}, opset=like.opset),
+        *(_reshape(piece, part, like) for piece, part in zip(slices, parts, strict=True)),
+    ]
+
+
+def _replace(graph: Graph, old: Sequence[Node], new: Sequence[Node]) -> None:
+    place = min(graph.nodes.index(node) for node in old)
+    graph.nodes[place:place] = new
+    graph.nodes = [node for node in graph.nodes if node not in old]
+
+
+def _extents(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tensor.shape, tensor.signature
+
+
+def _like(tensor: Tensor, name: str, shape: Sequence[int], signature: Sequence[int]) -> Tensor:
+    return Tensor(name, tuple(shape), tensor.dtype, tensor.quant, signature=tuple(signature))
+
+
+def _reshape(x: Tensor, y: Tensor, like: Node) -> Node:
+    return Node("Reshape", like.name, [x, constant("shape", np.array(y.signature, np.int64))], [y], opset=like.opset)
+
+
+def _is_cut_further(split: Node, uses: Mapping[Tensor, list[Node]], kept: set[Tensor]) -> bool:
+    """Whether the Split makes equal parts of a static axis, and each is only read to cut that axis again."""
+    axis = split.axis(0)
+    if len({part.shape for part in split.outputs}) > 1 or split.x.signature[axis] == -1:
+        return False
+    return all(
+        part not in kept
+        and all(
+            node.op_type == "Reshape" and node.y.rank > part.rank and node.y.shape[: axis + 1] != part.shape[: axis + 1]
+            for node in uses.get(part, [])
+        )
+        for part in split.outputs
+    )
+
+
+def _picked_axis(tensor: Tensor, readers: Sequence[Node]) -> int | None:
+    """The axis along which the readers are Gathers of one constant index each, every index once; else None."""
+    if len(readers) < 2 or any(node.op_type != "Gather" or node.x is not tensor for node in readers):
+        return None
+    axis = readers[0].axis(0)
+    indices = [node.tensor(1) for node in readers]
+    if any(node.axis(0) != axis for node in readers) or any(i.rank != 0 or not i.is_constant for i in indices):
+        return None
+    if tensor.signature[axis] != len(readers):
+        return None
+    return axis if sorted(map(_pick, readers)) == list(range(len(readers))) else None
+
+
+def _pick(node: Node) -> int:
+    index = int(node.tensor(1).values())
+    return index + node.x.shape[node.axis(0)] if index < 0 else index

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgeship.calibration.types import FixedOutput
 from edgeship.targets.tflite.emit import Emit
 from edgeship.targets.tflite.graph import Node
-from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import NATURAL
 
 Limit = Callable[[Node], str | None]

@@ -14,7 +14,7 @@ from edgeship.calibration.types import Array
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
-from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import ALONG_AXES, NATURAL, ByNode, Drops
 from edgeship.targets.tflite.op import MOVES, Op
 
@@ -197,7 +197,7 @@ def convert_constant_of_shape(emit: Emit) -> None:
     emit.operator("FILL", [emit.input(), emit.constant("value", value)], emit.output())
 
 
-GATHERS_ONE = Drops(lambda node: [node.axis(0)])
+GATHERS_ONE = Drops(lambda node: [node.axis(0)], lambda node: [node.axis(0)])
 _MOVED = (of_types(*CARRIED),)
 
 OPS = (

@@ -15,14 +15,14 @@ from edgeship.calibration.types import Array, QuantParams
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
-from edgeship.targets.tflite.layout import Layout, Split, natural
-from edgeship.targets.tflite.layout_rules import Rows
+from edgeship.targets.tflite.layout import Layout, natural
+from edgeship.targets.tflite.layout_matrices import PRODUCTS, Rows
+from edgeship.targets.tflite.layout_matrices import WIDEST as WIDEST_PRODUCT
+from edgeship.targets.tflite.layout_rules import ByNode
 from edgeship.targets.tflite.op import Int8, Op
 from edgeship.targets.tflite.ops.conv import bias, constant_bias, moderate_rescaling
 
 KNOWN_FLOATS = (np.dtype(np.float32),)
-WIDEST_PRODUCT = 5
-"""Axes of BATCH_MATMUL's operands."""
 MOST_PRODUCTS = 1 << 22
 """Products of integers that are written out before they are summed."""
 
@@ -62,8 +62,12 @@ def _is_row(c: Tensor, columns: int) -> bool:
     return c.size == columns and (c.rank == 0 or c.shape[-1] == columns)
 
 
-def _matrix(b: Tensor, rows_are_outputs: bool, factor: float, split: Split | None) -> tuple[Array, QuantParams | None]:
-    """Constant weights as TFLite has them, [outputs, inputs], their columns in the order the input lies in."""
+def _matrix(
+    b: Tensor, rows_are_outputs: bool, factor: float, layout: Layout | None, axis: int
+) -> tuple[Array, QuantParams | None]:
+    """Constant weights as TFLite has them, [outputs, inputs], their columns in the order that the input's reduced axis
+    lies in.
+    """
     data, quant = b.data, b.quant
     if data is None:
         raise Unsupported("needs constant weights", f"{b.name} is computed", "a constant")
@@ -73,9 +77,8 @@ def _matrix(b: Tensor, rows_are_outputs: bool, factor: float, split: Split | Non
         data = data.T
     if quant and quant.spec.axis is not None:
         quant = replace(quant, spec=replace(quant.spec, axis=0))
-    if split:
-        order = [0, *(axis + 1 for axis in split.order)]
-        data = data.reshape(len(data), *split.dims).transpose(order).reshape(len(data), -1)
+    if layout and not layout.holds_whole([axis]):
+        data = data[:, layout.only(axis).lay(np.arange(data.shape[1])).reshape(-1)]
     return data, quant
 
 
@@ -83,15 +86,13 @@ def convert_gemm(emit: Emit) -> None:
     """Writes a Gemm as FULLY_CONNECTED; a C that is not one number per column, alpha of a computed matrix and beta of a
     computed C follow it.
     """
-    node, y = emit.node, emit.output()
+    node = emit.node
     columns, beta = node.y.shape[-1], float(node.attribute("beta", 1.0))
     x, weights, alpha = _gemm_operands(emit)
-    fits = not node.has(2) or (beta == 1.0 and node.tensor(2).is_constant and _is_row(node.tensor(2), columns))
-    if fits and alpha == 1.0:
-        row = _row(emit, columns, weights) if node.has(2) else None
-        operands: list[Operand | None] = [x, weights, row] if row else [x, weights]
-        emit.operator("FULLY_CONNECTED", operands, y, fused_activation_function=node.activation)
+    if _fits(node) and alpha == 1.0:
+        _fully_connected(emit, x, weights, _row(emit, columns, weights) if node.has(2) else None)
         return
+    y = emit.output()
     product = emit.compute("FULLY_CONNECTED", [x, weights], y.shape, signature=y.signature)
     activation = {"fused_activation_function": node.activation}
     if not node.has(2):
@@ -103,13 +104,31 @@ def convert_gemm(emit: Emit) -> None:
     emit.operator("ADD", [product, _scaled_c(emit, beta)], y, **activation)
 
 
+def _fits(node: Node) -> bool:
+    """Whether a Gemm's C can be FULLY_CONNECTED's bias."""
+    if not node.has(2):
+        return True
+    c = node.tensor(2)
+    return float(node.attribute("beta", 1.0)) == 1.0 and c.is_constant and _is_row(c, node.y.shape[-1])
+
+
+def _fully_connected(emit: Emit, x: Operand, weights: Operand, row: Operand | None) -> None:
+    """Writes the product of the rows of `x`, which are its last axis, under whatever shape the others have."""
+    options = {"keep_num_dims": True} if x.rank > 2 else {}
+    shape, signature = ((*extent[:-1], weights.shape[0]) for extent in (x.shape, x.signature))
+    operands: list[Operand | None] = [x, weights, row] if row else [x, weights]
+    y = emit.output_as(shape, signature)
+    emit.operator("FULLY_CONNECTED", operands, y, fused_activation_function=emit.node.activation, **options)
+
+
 def _gemm_operands(emit: Emit) -> tuple[Operand, Operand, float]:
     """The matrices as FULLY_CONNECTED takes them, and the factor that is still to come."""
     node, layout = emit.node, emit.arrangement.inputs[0]
     b, alpha, transposed = node.tensor(1), float(node.attribute("alpha", 1.0)), bool(node.attribute("transB", 0))
     if b.is_constant:
-        data, quant = _matrix(b, transposed, alpha, layout.split if layout else None)
-        return emit.input(), emit.writer.new(b.name, data.shape, data.dtype, quant, data=data), 1.0
+        axis = GEMM_ROWS.axis(node)
+        data, quant = _matrix(b, transposed, alpha, layout, axis)
+        return emit.rows(axis), emit.writer.new(b.name, data.shape, data.dtype, quant, data=data), 1.0
     x = emit.writer.arranged(node.x, Layout((1, 0))) if node.attribute("transA", 0) else emit.input()
     return x, emit.writer.arranged(b, natural(2) if transposed else Layout((1, 0))), alpha
 
@@ -134,14 +153,13 @@ def convert_matmul(emit: Emit) -> None:
     """Writes a MatMul: FULLY_CONNECTED by a constant matrix, BATCH_MATMUL otherwise."""
     node, b = emit.node, emit.node.tensor(1)
     if _by_constant_matrix(node):
-        data, quant = _matrix(b, False, 1.0, emit.layout.split)
+        axis = node.x.rank - 1
+        data, quant = _matrix(b, False, 1.0, emit.layout, axis)
         weights = emit.writer.new(b.name, data.shape, data.dtype, quant, data=data)
-        options = {"keep_num_dims": True} if node.x.rank > 2 else {}
-        activation = node.activation
-        operands: list[Operand | None] = [emit.input(), weights]
-        if node.int8:
-            operands.append(bias(emit, 2, data.shape[0], weights))
-        emit.operator("FULLY_CONNECTED", operands, emit.output(), fused_activation_function=activation, **options)
+        _fully_connected(emit, emit.rows(axis), weights, bias(emit, 2, len(data), weights) if node.int8 else None)
+        return
+    if emit.output_layout.perm != natural(node.y.rank).perm or _turned(emit):
+        emit.operator("BATCH_MATMUL", [emit.input(0), emit.input(1)], emit.output(), adj_y=_turned(emit))
         return
     left, right = _matrices(emit)
     y = emit.output()
@@ -161,6 +179,12 @@ def convert_matmul(emit: Emit) -> None:
     product = emit.temporary(shape, y, "product")
     multiply(emit, left, right, product)
     emit.writer.reshape(product, y.shape, y.signature, y)
+
+
+def _turned(emit: Emit) -> bool:
+    """Whether the second stack's matrices lie with their columns as rows."""
+    right = emit.arrangement.inputs[1]
+    return right is not None and right.perm[-2:] == (right.perm[-1] + 1, right.perm[-1])
 
 
 def _matrices(emit: Emit) -> tuple[Operand, Operand]:
@@ -208,7 +232,7 @@ def _by_constant_matrix(node: Node) -> bool:
     return not (b.quant and b.quant.zero_point.any())
 
 
-GEMM_ROWS = Rows(lambda node: 0 if node.attribute("transA", 0) else 1, lambda node: node.tensor(1).is_constant)
+GEMM_ROWS = Rows(lambda node: 0 if node.attribute("transA", 0) else 1, lambda node: node.tensor(1).is_constant, _fits)
 MATMUL_ROWS = Rows(lambda node: node.x.rank - 1, _by_constant_matrix)
 
 OPS = (
@@ -226,7 +250,7 @@ OPS = (
     Op(
         "MatMul",
         convert_matmul,
-        MATMUL_ROWS,
+        ByNode(lambda node: MATMUL_ROWS if _by_constant_matrix(node) else PRODUCTS),
         Int8(limits=(symmetric_weights, moderate_rescaling)),
         (of_types("float32", "int32", "int64"),),
     ),

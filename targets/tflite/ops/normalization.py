@@ -13,7 +13,7 @@ import numpy as np
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
-from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST, NATURAL, AlongAxes, ByNode, LastAxis
 from edgeship.targets.tflite.op import Int8, Op
 from edgeship.targets.tflite.ops.activation import SIGNED_UNIT
@@ -131,17 +131,33 @@ def _trailing(node: Node) -> list[int]:
     return list(range(node.axis(-1), node.x.rank))
 
 
+def _is_of_rows(emit: Emit) -> bool:
+    """Whether what is normalized are the rows along the last axis in memory, and nothing else is asked for."""
+    node = emit.node
+    return _trailing(node) == [emit.layout.perm[-1]] and not _wanted(node, 1) and not _wanted(node, 2)
+
+
+def _normalized(emit: Emit) -> tuple[Operand, Operand, list[int]]:
+    """Input, output, and the physical axes to normalize over; of rows the other axes have whatever shape they have."""
+    if _is_of_rows(emit):
+        x = emit.rows(emit.node.x.rank - 1)
+        return x, emit.output_as(x.shape, x.signature), [x.rank - 1]
+    return emit.input(), emit.output(), [emit.layout.axis(axis) for axis in _trailing(emit.node)]
+
+
 def _trailing_parameter(emit: Emit, index: int) -> Operand | None:
     rank = emit.node.x.rank
     if not emit.node.has(index):
         return None
+    tensor = emit.node.tensor(index)
+    if _is_of_rows(emit) and tensor.is_constant:
+        return emit.constant(tensor.name, tensor.values().astype(np.float32).reshape(-1))
     return _parameter(emit, index, range(rank - emit.node.tensor(index).rank, rank))
 
 
 def convert_layer_normalization(emit: Emit) -> None:
     """Writes a LayerNormalization; Mean and InvStdDev too where they are read."""
-    node, x, y = emit.node, emit.input(), emit.output()
-    places = [emit.layout.axis(axis) for axis in _trailing(node)]
+    node, (x, y, places) = emit.node, _normalized(emit)
     mean = emit.output(1) if _wanted(node, 1) else None
     spread = emit.output(2) if _wanted(node, 2) else None
     centred = _centred(emit, x, places, mean)
@@ -156,8 +172,7 @@ def _wanted(node: Node, index: int) -> bool:
 
 def convert_rms_normalization(emit: Emit) -> None:
     """Writes an RMSNormalization."""
-    node, x, y = emit.node, emit.input(), emit.output()
-    places = [emit.layout.axis(axis) for axis in _trailing(node)]
+    node, (x, y, places) = emit.node, _normalized(emit)
     factor = _inverse_root(emit, _variance(emit, x, places), float(node.attribute("epsilon", 1e-5)))
     _scaled(emit, _op(emit, "MUL", [x, factor], y), _trailing_parameter(emit, 1), None, y)
 
@@ -241,7 +256,7 @@ def computed_parameters(node: Node) -> bool:
     return any(t is not None and not t.is_constant and t.rank > 1 for t in node.inputs[1:])
 
 
-_NORMS = ByNode(lambda node: NATURAL if computed_parameters(node) else AlongAxes())
+_NORMS = ByNode(lambda node: NATURAL if computed_parameters(node) else AlongAxes(1, _trailing))
 _CHANNELS = AlongAxes()
 
 
@@ -264,7 +279,7 @@ OPS = (
     Op(
         "LpNormalization",
         convert_lp_normalization,
-        LastAxis(lambda node: node.axis(-1)),
+        LastAxis(lambda node: node.axis(-1), torn=True),
         Int8(fixed_output=SIGNED_UNIT, limits=(euclidean,)),
         _REAL,
     ),

@@ -15,7 +15,7 @@ import numpy as np
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
-from edgeship.targets.tflite.layout import LayoutRule
+from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import NATURAL, ByNode, Drops
 from edgeship.targets.tflite.op import Int8, Op
 
@@ -133,7 +133,7 @@ def _layout(node: Node) -> LayoutRule:
     return NATURAL if _computed_axes(node) else REDUCES
 
 
-REDUCES = Drops(lambda node: [] if keeps(node) else axes(node))
+REDUCES = Drops(lambda node: [] if keeps(node) else axes(node), axes)
 _NUMBERS = (of_types("float32", "int32", "int64"),)
 _ORDERED = (of_types("float32", "int8", "uint8", "int16", "int32", "int64", "bool"),)
 _FLOATS = (of_types("float32"),)

@@ -10,28 +10,23 @@ from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 from edgeship.targets.tflite.layout_rules import (
     ALONG_AXES,
-    ALONG_AXES_ALL,
     POINTWISE,
     RESHAPES,
+    AlongAxes,
     Renames,
 )
 from edgeship.targets.tflite.op import MOVES, Int8, Op
 
 
 def convert_reshape(emit: Emit) -> None:
-    """Writes a Reshape, Flatten, Squeeze or Unsqueeze: one RESHAPE, or nothing where the shape in memory stays the
-    same.
+    """Writes nothing for a Reshape, Flatten, Squeeze, Unsqueeze or Transpose: memory stays as it is, and who reads it
+    under another shape sees to the RESHAPE.
     """
-    x = emit.input()
-    shape, signature = (emit.output_layout.shape(s) for s in (emit.node.y.shape, emit.node.y.signature))
-    if shape == x.shape:
-        emit.alias(x)
-    else:
-        emit.writer.reshape(x, shape, signature, emit.output())
+    emit.alias(emit.in_memory())
 
 
 def convert_alias(emit: Emit) -> None:
-    """Writes nothing: the output is the input, its axes under new names."""
+    """Writes nothing: the output is the input."""
     emit.alias(emit.input())
 
 
@@ -203,11 +198,19 @@ def convert_tile(emit: Emit) -> None:
     )
 
 
+def _joined_axis(node: Node) -> list[int]:
+    return [node.axis(0, node.y.rank)]
+
+
+def _split_axis(node: Node) -> list[int]:
+    return [node.axis(0)]
+
+
 OPS = (
     *(Op(name, convert_reshape, RESHAPES, MOVES) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
-    Op("Transpose", convert_alias, Renames(permutation), MOVES),
+    Op("Transpose", convert_reshape, Renames(permutation), MOVES),
     Op("Identity", convert_alias, POINTWISE, MOVES),
-    Op("Concat", convert_concat, ALONG_AXES_ALL, Int8(shares_scale=True, moves=True)),
+    Op("Concat", convert_concat, AlongAxes(None, _joined_axis), Int8(shares_scale=True, moves=True)),
     Op("Slice", convert_slice, ALONG_AXES, MOVES),
     Op(
         "Pad",
@@ -216,7 +219,7 @@ OPS = (
         Int8(shares_scale=True, moves=True, real_inputs=frozenset({2})),
         (short_reflection,),
     ),
-    Op("Split", convert_split, ALONG_AXES, MOVES),
+    Op("Split", convert_split, AlongAxes(1, _split_axis), MOVES),
     Op("Expand", convert_expand, POINTWISE, MOVES),
     Op("Tile", convert_tile, ALONG_AXES, MOVES),
 )

@@ -26,11 +26,12 @@ def along_axis(write: Rows) -> Callable[[Emit], None]:
     """A `convert` that works along the last axis in memory, or on the rows that older opsets flatten to."""
 
     def convert(emit: Emit) -> None:
-        node, x, y = emit.node, emit.input(), emit.output()
-        axis = _axis(node)
+        node, axis = emit.node, _axis(emit.node)
         if not _coerces(node):
-            write(emit, x, y)
+            x = emit.rows(axis)
+            write(emit, x, emit.output_as(x.shape, x.signature))
             return
+        x, y = emit.input(), emit.output()
         rows = (int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
         signature = (-1 if x.is_dynamic else rows[0], rows[1])
         flat = emit.writer.reshape(x, rows, signature)
@@ -68,7 +69,7 @@ def _coerces(node: Node) -> bool:
     return node.opset < 13 and int(np.prod(node.x.shape[_axis(node) + 1 :])) != 1
 
 
-_LAST = LastAxis(_axis)
+_LAST = LastAxis(_axis, torn=True)
 _LAYOUT = ByNode(lambda node: NATURAL if _coerces(node) else _LAST)
 _REAL = (of_types("float32"),)
 

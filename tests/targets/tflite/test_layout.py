@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from edgeship.targets.tflite.layout import Layout, channels_last, flattened, natural, reshaped, same_bytes
+from edgeship.targets.tflite.layout import Layout, channels_last, move, natural, reshaped, same_bytes
 from edgeship.targets.tflite.session import TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -206,38 +205,65 @@ def test_same_computed_tensor_in_two_layouts_is_transposed_once(
 
 
 def _in_memory(values: Array, layout: Layout) -> list[float]:
-    return [float(v) for v in values.transpose(layout.perm).reshape(-1)]
+    return [float(v) for v in layout.lay(values).reshape(-1)]
 
 
 @st.composite
-def _reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Layout]:
+def _grouped(draw: st.DrawFn, factors: list[int]) -> tuple[int, ...]:
+    """A shape of which each size is a product of neighbouring factors."""
+    shape, current = [], 1
+    for factor in factors:
+        current *= factor
+        if draw(st.booleans()):
+            shape.append(current)
+            current = 1
+    return (*shape, current)
+
+
+@st.composite
+def _reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
+    """Four shapes of the same number of elements."""
     factors = draw(st.lists(st.sampled_from([1, 2, 3]), min_size=2, max_size=5))
-
-    def grouped() -> tuple[int, ...]:
-        shape, current = [], 1
-        for factor in factors:
-            current *= factor
-            if draw(st.booleans()):
-                shape.append(current)
-                current = 1
-        return (*shape, current)
-
-    before, after = grouped(), grouped()
-    return before, after, Layout(tuple(draw(st.permutations(range(len(before))))))
+    return tuple(draw(_grouped(factors)) for _ in range(4))
 
 
-@given(_reshapes())
-def test_reshaped_layout_is_found_only_where_memory_stays_as_it_is(
-    case: tuple[tuple[int, ...], tuple[int, ...], Layout],
+def _permutation(draw: Callable[[Any], Any], rank: int) -> Layout:
+    return Layout(tuple(draw(st.permutations(range(rank)))))
+
+
+@given(_reshapes(), st.data())
+def test_reshaped_layout_leaves_memory_as_it_is(shapes: tuple[tuple[int, ...], ...], data: st.DataObject) -> None:
+    first, second, third, _ = shapes
+    values = np.arange(np.prod(first))
+    source = _permutation(data.draw, len(first))
+    torn = reshaped(source, first, second)
+    assert torn is not None
+    assert torn.fits(second)
+    assert _in_memory(values.reshape(second), torn) == _in_memory(values.reshape(first), source)
+    again = reshaped(torn, second, third)
+    assert again is not None
+    assert _in_memory(values.reshape(third), again) == _in_memory(values.reshape(first), source)
+    assert reshaped(natural(len(first)), first, second) == natural(len(second))
+
+
+@given(_reshapes(), st.data())
+def test_move_between_any_two_layouts_is_one_transpose(
+    shapes: tuple[tuple[int, ...], ...], data: st.DataObject
 ) -> None:
-    before, after, source = case
-    values = np.arange(np.prod(before)).reshape(before)
-    found = reshaped(source, before, after)
-    if found is not None:
-        assert sorted(found.perm) == list(range(len(after)))
-        assert _in_memory(values.reshape(after), found) == _in_memory(values, source)
-    elif source.is_natural:
-        pytest.fail("the natural order always survives a reshape")
+    shape = shapes[0]
+    values = np.arange(np.prod(shape)).reshape(shape)
+    have, want = (
+        reshaped(_permutation(data.draw, len(other)), other, shape) or natural(len(shape)) for other in shapes[1:3]
+    )
+    way = move(have, want, shape)
+    assert way is not None
+    source, target = have.shape(shape), want.shape(shape)
+    memory = have.lay(values).reshape(-1)
+    for step in (way, way.between(source, target)):
+        assert [int(v) for v in memory.reshape(step.shape).transpose(step.permutation).reshape(-1)] == _in_memory(
+            values, want
+        )
+    assert same_bytes(have, want, shape) == (len(way.shape) <= 1)
 
 
 @given(st.permutations(range(4)), st.tuples(*[st.sampled_from([1, 2, 3])] * 4))
@@ -247,10 +273,18 @@ def test_same_bytes_agrees_with_memory(perm: list[int], shape: tuple[int, ...]) 
     assert same_bytes(Layout(tuple(perm)), channels_last(4), shape) == equal
 
 
-def test_flattened_layout_names_the_order_of_the_features() -> None:
-    layout = flattened(channels_last(4), (2, 3, 4, 5), (2, 60))
+def test_windows_of_a_picture_are_its_axes_torn_into_parts() -> None:
+    picture, windows = (1, 4, 3, 2, 3, 5), (4 * 2, 3 * 3, 5)
+    layout = reshaped(Layout((0, 1, 3, 2, 4, 5)), (1, 4, 2, 3, 3, 5), windows)
+    assert layout == Layout((0, 1, 0, 1, 2), ((4, 2), (3, 3), (2, 1), (3, 1), None))
+    assert layout.shape(windows) == picture[1:]
+    assert layout.holds_whole([2])
+    assert not layout.holds_whole([0])
+
+
+def test_flattened_features_keep_the_order_they_lie_in() -> None:
+    layout = reshaped(channels_last(4), (2, 3, 4, 5), (2, 60))
     assert layout is not None
-    assert layout.split is not None
-    assert (layout.split.dims, layout.split.order) == ((3, 4, 5), (1, 2, 0))
-    assert flattened(channels_last(4), (2, 3, 4, 5), (6, 20)) is None
-    assert natural(4).is_natural
+    assert layout.shape((2, 60)) == (2, 20, 3)
+    assert layout.before(1) == natural(1)
+    assert [int(v) for v in layout.only(1).lay(np.arange(60)).reshape(-1)[:4]] == [0, 20, 40, 1]
