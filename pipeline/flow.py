@@ -123,6 +123,12 @@ class Flow:
     records: dict[str, StageRecord] = field(default_factory=dict)
     results: list[StageResult] = field(default_factory=list)
 
+    @property
+    def running(self) -> str | None:
+        """The stage that is being done now, or that failed; None when all are done."""
+        done = {result.name for result in self.results}
+        return next((stage.name for stage in self._included() if stage.name not in done), None)
+
     def run(self) -> list[StageResult]:
         """What each stage made, in order; also in `results`, for those that finished before one failed.
 

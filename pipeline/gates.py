@@ -27,7 +27,8 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "size.max_bytes": ("convert", "bytes"),
     "int8_share.min": ("parity", "int8_share"),
 }
-_LOWER_LIMITS = {"accuracy.min_top1", "parity.min_agreement", "latency.min_speedup", "int8_share.min"}
+LOWER_LIMITS = {"accuracy.min_top1", "parity.min_agreement", "latency.min_speedup", "int8_share.min"}
+"""The gates whose limit is the least that is accepted; the others' is the most."""
 ROUNDING = 1e-9
 """A drop of 1.0 points computed in binary fractions still meets a limit of 1.0."""
 
@@ -43,7 +44,7 @@ class Gate:
     met: bool
 
     def __str__(self) -> str:
-        relation = "at least" if self.name in _LOWER_LIMITS else "at most"
+        relation = "at least" if self.name in LOWER_LIMITS else "at most"
         seen = "not measurable" if self.measured is None else f"{self.measured:g}"
         return f"{self.target}: {self.name} is {seen}, accepted: {relation} {self.limit:g}"
 
@@ -84,7 +85,7 @@ def _look_up(values: Any, path: Sequence[str]) -> float | None:
 def _is_met(name: str, limit: float, value: float | None) -> bool:
     if value is None:
         return False
-    return value >= limit - ROUNDING if name in _LOWER_LIMITS else value <= limit + ROUNDING
+    return value >= limit - ROUNDING if name in LOWER_LIMITS else value <= limit + ROUNDING
 
 
 def read_results(folders: Mapping[str, Path], target: str) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.artifacts import artifact_path, release_name
 from edgeship.pipeline.gates import Gate, judge_gates, read_json, read_results
-from edgeship.pipeline.workspace import Workspace, stage_folder_name, write_json
+from edgeship.pipeline.workspace import Workspace, sha256_of, stage_folder_name, write_json
 
 if TYPE_CHECKING:
     from edgeship.pipeline.flow import StageResult
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 QUANTIZATION = ("mode", "algorithm", "refinements", "samples", "data", "structure", "sensitivity", "scheme")
 """What the report takes over of plan.json."""
+FAILURE = "failure.json"
+"""Beside the stages' records: what there was to report of a run that failed."""
+RENDERED = ("report.html", "report.md", "junit.xml")
 
 
 def make_report(
@@ -51,9 +55,27 @@ def write_report(workspace: Workspace, report: Mapping[str, Any]) -> None:
     write_json(workspace.folder / REPORT, report)
 
 
+def write_failure(workspace: Workspace, report: Mapping[str, Any], stage: str | None, error: str) -> None:
+    """Keeps what a failed run has to tell, for its page; there is no report.json then."""
+    write_json(workspace.internal / FAILURE, {**report, "failed": {"stage": stage, "error": error}})
+
+
 def remove_report(workspace: Workspace) -> None:
     """Removes the report of an earlier run: if this one fails, none is left to be taken for its own."""
-    (workspace.folder / REPORT).unlink(missing_ok=True)
+    for path in (*(workspace.folder / name for name in (REPORT, *RENDERED)), workspace.internal / FAILURE):
+        path.unlink(missing_ok=True)
+
+
+def run_facts(recipe: Recipe, targets: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """What was asked for: the recipe file and its digest, the targets and the overrides, and when this was written."""
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    asked = {
+        "recipe_file": recipe.path.name,
+        "recipe_sha256": sha256_of(recipe.path),
+        "targets": list(targets),
+        "overrides": list(overrides),
+    }
+    return {"finished": now, "run": asked}
 
 
 def gates_of(recipe: Recipe, workspace: Workspace, targets: Sequence[str], stages: Sequence[StageResult]) -> list[Gate]:

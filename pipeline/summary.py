@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 110
+PAGE = "report.html"
 
 
 def print_summary(report: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -26,6 +27,8 @@ def print_summary(report: Mapping[str, Any], folder: Path, console: Console | No
         out.print()
         for name, facts in report["targets"].items():
             out.print(f"{name:<14} {_short(folder / facts['artifact'])}", soft_wrap=True)
+    if (folder / PAGE).exists():
+        out.print(f"{'report':<14} {_short(folder / PAGE)}", soft_wrap=True)
     notes = warnings(report)
     if notes:
         out.print()

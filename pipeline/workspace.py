@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -102,7 +103,7 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._internal = self.folder / INTERNAL
+        self.internal = self.folder / INTERNAL
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Workspace]:
@@ -113,8 +114,8 @@ class Workspace:
         from filelock import FileLock, Timeout
 
         try:
-            self._internal.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._internal / "lock", timeout=0)
+            self.internal.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.internal / "lock", timeout=0)
             lock.acquire()
         except Timeout:
             raise InputError(f"another run is using {self.folder}; wait for it, or give another --out") from None
@@ -182,17 +183,18 @@ class Workspace:
                 retired.rename(self.path(stage))
             shutil.rmtree(retired, ignore_errors=True)
             self.abandon(stage)
-        for leftover in (*self._internal.glob(".*.json.*"), *self.folder.glob(".report.json.*")):
+        reports = (self.folder.glob(name) for name in (".report.*", ".junit.*"))
+        for leftover in itertools.chain(self.internal.glob(".*.json.*"), *reports):
             leftover.unlink(missing_ok=True)
 
     def _record_path(self, stage: str) -> Path:
-        return self._internal / f"{stage}.json"
+        return self.internal / f"{stage}.json"
 
     def _temporary(self, stage: str) -> Path:
-        return self._internal / f"tmp-{stage}"
+        return self.internal / f"tmp-{stage}"
 
     def _retired(self, stage: str) -> Path:
-        return self._internal / f"old-{stage}"
+        return self.internal / f"old-{stage}"
 
 
 def _umask() -> int:

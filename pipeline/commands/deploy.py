@@ -1,4 +1,4 @@
-"""Returns the commands that run a recipe's flow and check what came of it: deploy, verify."""
+"""Returns the command that runs a recipe's flow: deploy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,9 @@ from edgeship.calibration.errors import EdgeshipError, GateError, InputError
 from edgeship.pipeline.commands.files import FILE
 
 if TYPE_CHECKING:
-    from edgeship.pipeline.flow import Span
+    from edgeship.pipeline.flow import Flow, Span
     from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.workspace import Workspace
 
 
 @click.command(short_help="Run a recipe: from the model to checked artifacts.")
@@ -43,7 +44,7 @@ def deploy(
 
     span = Span(start, stop, force)
     loaded = load_recipe(recipe, overrides)
-    deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span)
+    deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span, overrides)
     deployment.run(as_json=as_json)
 
 
@@ -55,12 +56,15 @@ class Deployment:
     targets: tuple[str, ...]
     folder: Path
     span: Span
+    overrides: tuple[str, ...] = ()
 
     def run(self, *, as_json: bool) -> None:
         """Runs the flow, writes report.json and prints it. Raises GateError after that when a gate is not met."""
         from edgeship.pipeline.console import watch
         from edgeship.pipeline.flow import Flow
-        from edgeship.pipeline.report import gates_of, make_report, remove_report, write_report
+        from edgeship.pipeline.report import gates_of, remove_report, write_report
+        from edgeship.pipeline.reporting.run_folder import open_run
+        from edgeship.pipeline.reporting.write import write_all
         from edgeship.pipeline.summary import print_summary
         from edgeship.pipeline.workspace import Workspace
 
@@ -75,8 +79,12 @@ class Deployment:
                     flow.run()
                 except GateError as error:
                     refused = error
-            report = make_report(self.recipe, workspace, self.targets, flow.results)
+                except EdgeshipError as error:
+                    self._report_failure(workspace, flow, error)
+                    raise
+            report = self._report(workspace, flow)
             write_report(workspace, report)
+            write_all(open_run(workspace.folder), workspace.folder)
             gates = gates_of(self.recipe, workspace, self.targets, flow.results)
         if as_json:
             click.echo(json.dumps(report, indent=2, sort_keys=True))
@@ -87,6 +95,21 @@ class Deployment:
         failing = [str(gate) for gate in gates if not gate.met]
         if failing:
             raise GateError("\n".join([f"a gate was not met: {failing[0]}", *(f"  - {gate}" for gate in failing[1:])]))
+
+    def _report(self, workspace: Workspace, flow: Flow) -> dict[str, Any]:
+        from edgeship.pipeline.report import make_report, run_facts
+
+        asked = run_facts(self.recipe, self.targets, self.overrides)
+        return {**make_report(self.recipe, workspace, self.targets, flow.results), **asked}
+
+    def _report_failure(self, workspace: Workspace, flow: Flow, error: EdgeshipError) -> None:
+        """Writes the page of a run that stopped, so that who was not watching can read how far it came."""
+        from edgeship.pipeline.report import write_failure
+        from edgeship.pipeline.reporting.run_folder import open_run
+        from edgeship.pipeline.reporting.write import write_all
+
+        write_failure(workspace, self._report(workspace, flow), flow.running, str(error))
+        write_all(open_run(workspace.folder), workspace.folder)
 
 
 def choose_targets(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -108,17 +131,4 @@ def choose_targets(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-@click.command(short_help="Check a release against its manifest and checksums.")
-@click.argument("release", type=FILE)
-def verify(release: Path) -> None:
-    """Check a RELEASE folder against its manifest and checksums."""
-    from edgeship.pipeline.release_folder import verify_release
-
-    findings = verify_release(release)
-    if findings:
-        count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
-        raise EdgeshipError("\n".join([f"{release} is not as released: {count}", *(f"  - {f}" for f in findings)]))
-    click.echo(f"{release} is as it was released")
-
-
-COMMANDS = (deploy, verify)
+COMMANDS = (deploy,)

@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 from edgeship.calibration.types import Array
 from edgeship.pipeline.cli import cli
+from edgeship.pipeline.report import RENDERED, REPORT
 from edgeship.pipeline.workspace import INTERNAL, Workspace
 
-MEASURED = {"8-latency/latency.json"}
+MEASURED = {"8-latency/latency.json", REPORT, *RENDERED}
 RECIPE = """
 name = "tiny"
 [model]
@@ -78,7 +79,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in found.items()
-        if not name.startswith(INTERNAL) and name not in MEASURED | {"report.json"}
+        if not name.startswith(INTERNAL) and name not in MEASURED
     }
 
 

@@ -1,0 +1,261 @@
+"""Returns the report's pictures and the tables beside them, for whatever the run has records of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from edgeship.pipeline.reporting import wording as say
+from edgeship.pipeline.reporting.distribution import Times, latency_chart, outside, silhouette_chart
+from edgeship.pipeline.reporting.facts import Facts
+from edgeship.pipeline.reporting.run_folder import Run
+from edgeship.pipeline.reporting.tradeoff import Question, Variant, pareto_front, tradeoff_chart
+
+MOST_HISTOGRAMS = 400
+MOST_ROWS = 400
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing with its caption."""
+
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant in numbers, and whether no other beats it in latency and in size."""
+
+    name: str
+    quality: str
+    latency: str
+    size: str
+    best: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; `shares` are the lengths of a bar in each row, 0..1."""
+
+    title: str
+    note: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    target: str
+    series: int
+    is_float: bool
+    size: float | None
+    latency: float | None
+    quality: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.target} {'fp32' if self.is_float else 'int8'}"
+
+
+def _kinds(run: Run) -> Iterator[_Kind]:
+    """Every variant of the run. The float model's accuracy is that of all fp32 artifacts."""
+    reference = run.report.at("reference", "accuracy")
+    labelled = reference.number("top1") is not None
+    for series, (target, facts) in enumerate(run.report.items("targets")):
+        accuracy = facts.at("accuracy")
+        agreement = accuracy.number("fp32_agreement")
+        quality = accuracy.number("top1") if labelled else (None if agreement is None else 100 * agreement)
+        yield _Kind(
+            target,
+            series,
+            False,
+            facts.number("bytes"),
+            facts.number("latency", "median_ms"),
+            quality,
+            accuracy.pair("interval") if labelled else None,
+        )
+        if facts.number("fp32_bytes") is not None:
+            yield _Kind(
+                target,
+                series,
+                True,
+                facts.number("fp32_bytes"),
+                facts.number("latency", "fp32_median_ms"),
+                reference.number("top1") if labelled else 100.0,
+                reference.pair("interval") if labelled else None,
+            )
+
+
+def tradeoffs(run: Run) -> list[Picture]:
+    """Accuracy against latency and against size."""
+    labelled = run.report.number("reference", "accuracy", "top1") is not None
+    quality = "top-1 accuracy, %" if labelled else "decides as fp32, %"
+    largest = max((kind.size or 0.0 for kind in _kinds(run)), default=0.0)
+    size_unit, size_name = (1024.0, "KiB") if largest < 4 * 1024**2 else (1024.0**2, "MiB")
+    questions = {
+        "latency": Question("Accuracy against latency", "median latency, ms", quality, 1.0),
+        "size": Question("Accuracy against size", f"size, {size_name}", quality, size_unit),
+    }
+    found = {attribute: _as_variants(_kinds(run), attribute) for attribute in questions}
+    return [
+        Picture(question.title, tradeoff_chart(found[attribute], question))
+        for attribute, question in questions.items()
+        if found[attribute]
+    ]
+
+
+def _as_variants(kinds: Iterable[_Kind], attribute: str) -> list[Variant]:
+    """The kinds whose cost (`latency` or `size`) and quality are known."""
+    return [
+        Variant(kind.name, kind.series, kind.is_float, cost, kind.quality, kind.interval)
+        for kind, cost in ((kind, getattr(kind, attribute)) for kind in kinds)
+        if cost is not None and kind.quality is not None
+    ]
+
+
+def variants(run: Run) -> list[VariantRow]:
+    """The same in numbers."""
+    kinds = list(_kinds(run))
+    best = {
+        attribute: {each.name for each in pareto_front(_as_variants(kinds, attribute))}
+        for attribute in ("latency", "size")
+    }
+    return [
+        VariantRow(
+            kind.name,
+            say.percent(kind.quality),
+            say.milliseconds(kind.latency),
+            say.size(kind.size),
+            ", ".join(word for word in ("latency", "size") if kind.name in best[word]) or say.UNKNOWN,
+        )
+        for kind in kinds
+    ]
+
+
+def latencies(run: Run) -> list[Picture]:
+    """The distribution of inference times, a picture for each target."""
+    pictures = []
+    for series, (target, facts) in enumerate(run.detail("latency.json").items("targets")):
+        rows = [
+            Times(kind, kind == "fp32", series, [ns / 1e6 for ns in times])
+            for kind in ("fp32", "int8")
+            if len(times := facts.numbers(kind, "nanoseconds")) > 1
+        ]
+        if rows:
+            pictures.append(Picture(target, latency_chart(rows, f"Inference times of {target}")))
+    return pictures
+
+
+def histograms(run: Run) -> list[Picture]:
+    """Each calibrated tensor's values with its chosen range, those that lose most to clipping first."""
+    activations = run.detail("plan.json").at("activations")
+    found = []
+    for name, values in run.detail("histograms.json").items():
+        chosen, scale = activations.pair(name, "range"), activations.number(name, "scale")
+        lost = outside(values, chosen, scale or 0.0) if chosen else None
+        cut = "stays float" if chosen is None else f"{_lost(lost)} clipped, scale {say.number(scale, 3)}"
+        picture = Picture(f"{name}\n{cut}", silhouette_chart(name, values, chosen))
+        found.append((-(lost or 0.0), _natural(name), picture))
+    return [picture for *_, picture in sorted(found, key=lambda each: each[:2])[:MOST_HISTOGRAMS]]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts conv_2 before conv_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _lost(share: float | None) -> str:
+    if not share:
+        return "none"
+    return "< 0.01 %" if share < 1e-4 else f"{100 * share:.2f} %"
+
+
+def layer_tables(run: Run) -> list[Table]:
+    """Layer by layer: how far each target is from the reference, what each layer adds, and how sensitive it is."""
+    tables = []
+    for target, facts in run.detail("parity.json").items("targets"):
+        rows = facts.objects("layers")
+        if rows:
+            tables.append(_errors(target, rows))
+    sensitive = run.detail("sensitivity.json") or run.detail("plan.json").at("sensitivity")
+    if sensitive.objects("layers"):
+        tables.append(_sensitivity(sensitive))
+    return tables
+
+
+def _errors(target: str, rows: list[Facts]) -> Table:
+    most = max((row.number("own", "max_steps") or row.number("max_steps") or 0.0 for row in rows), default=0.0) or 1.0
+    return Table(
+        f"Error of each layer: {target}",
+        "In quantization steps against the quantized reference: what has accumulated up to the layer's output, and the "
+        "layer's own, computed from what the artifact's layer saw. The bar is the layer's own.",
+        ("layer", "operator", "accumulated max", "mean", "own max", "SQNR, dB"),
+        tuple(
+            (
+                row.text("name") or say.UNKNOWN,
+                row.text("operator") or say.UNKNOWN,
+                say.number(row.number("max_steps"), 3),
+                say.number(row.number("mean_steps"), 2),
+                say.number(row.number("own", "max_steps"), 3),
+                "equal" if row.number("sqnr_db") is None else say.number(row.number("sqnr_db"), 3),
+            )
+            for row in rows[:MOST_ROWS]
+        ),
+        tuple((row.number("own", "max_steps") or row.number("max_steps") or 0.0) / most for row in rows[:MOST_ROWS]),
+    )
+
+
+def _sensitivity(facts: Facts) -> Table:
+    metric = facts.text("metric") or "loss"
+    rows = sorted(facts.objects("layers"), key=lambda row: -(row.number("loss") or 0.0))[:MOST_ROWS]
+    most = max((row.number("loss") or 0.0 for row in rows), default=0.0) or 1.0
+    return Table(
+        "Sensitivity of each layer",
+        f"What quantizing that layer alone costs ({metric}); the largest first.",
+        ("layer", "operator", metric),
+        tuple(
+            (
+                row.text("name") or row.text("layer") or say.UNKNOWN,
+                row.text("operator") or say.UNKNOWN,
+                say.number(row.number("loss"), 3),
+            )
+            for row in rows
+        ),
+        tuple(max(row.number("loss") or 0.0, 0.0) / most for row in rows),
+    )
+
+
+def profiles(run: Run) -> list[Table]:
+    """Where the time goes, operator by operator, for each artifact that was profiled."""
+    tables = []
+    for target, facts in run.detail("latency.json").items("targets"):
+        for kind in ("int8", "fp32"):
+            rows = facts.objects(kind, "profile") or facts.objects("profile", kind)
+            total = sum(row.number("ms") or 0.0 for row in rows)
+            if not rows or not total:
+                continue
+            rows = sorted(rows, key=lambda row: -(row.number("ms") or 0.0))[:MOST_ROWS]
+            tables.append(
+                Table(
+                    f"Operators of {target} {kind}",
+                    "Time of each kind of operator in one inference, from the runtime's own profiler.",
+                    ("operator", "calls", "ms", "share"),
+                    tuple(
+                        (
+                            row.text("operator") or row.text("name") or say.UNKNOWN,
+                            say.count(row.number("calls") or row.number("count")),
+                            say.number(row.number("ms"), 3),
+                            say.share((row.number("ms") or 0.0) / total),
+                        )
+                        for row in rows
+                    ),
+                    tuple((row.number("ms") or 0.0) / (rows[0].number("ms") or 1.0) for row in rows),
+                )
+            )
+    return tables
