@@ -72,6 +72,9 @@ def infer_shapes(model: ir.Model) -> Shapes:
         dimensions = value.type.tensor_type.shape.dim
         if value.name not in constant and dimensions and not dimensions[0].HasField("dim_value"):
             dimensions[0].dim_value = 1
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""  # ONNX Runtime's own have the standard's shapes, which onnx infers
     del proto.graph.value_info[:]  # it may still tell of the dynamic batch, as the outputs may
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")

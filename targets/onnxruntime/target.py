@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.readback import AXIS_OPSET, read_back
 from edgeship.calibration.types import Finding, QuantRules, WeightScheme
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
 from edgeship.targets.onnxruntime.border import change_border, check_border
@@ -79,8 +80,13 @@ class OnnxRuntime:
         return integer_share(artifact)
 
 
+def _read_back(model: ir.Model) -> ir.Model:
+    """QOperator models as QDQ, which ONNX Runtime fuses better; scales per channel need opset 13 there."""
+    return read_back(model) if model.opset_imports.get("", 0) >= AXIS_OPSET else model
+
+
 def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
-    model = model.clone()
+    model = _read_back(model).clone()
     make_unsigned(model)
     make_dynamic(model)
     change_border(model, options)

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
+from edgeship.calibration.readback import read_back
 from edgeship.calibration.types import Finding
 from edgeship.targets.base import ConvertOptions, IoDtype
 from edgeship.targets.tflite import dtypes
@@ -19,7 +20,7 @@ from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
 from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
-from edgeship.targets.tflite.fusion import fuse_activations, split_in_front
+from edgeship.targets.tflite.fusion import fuse_activations, fuse_biases, split_in_front
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     MALFORMED,
@@ -75,6 +76,7 @@ def _sound_model() -> Iterator[None]:
 def _converted(model: ir.Model, options: ConvertOptions) -> _Conversion:
     """The written model; what is dynamic in it is proved by writing it for other sizes too."""
     with _sound_model():
+        model = read_back(model)
         conversion = _Conversion(model, options)
         if conversion.is_dynamic and not conversion.findings:
             twin = _Conversion(model, options, twin=True)
@@ -130,6 +132,7 @@ class _Conversion:
         if self.findings:
             return
         dtypes.settle_types(self.graph, _limits_of)
+        fuse_biases(self.graph)
         fuse_activations(self.graph, op_of)
         split_in_front(self.graph)
         settle(self.graph, op_of)

@@ -35,6 +35,31 @@ def activation_of(node: Node) -> str | None:
         return None
 
 
+def fuse_biases(graph: Graph) -> None:
+    """Makes the constant row that is added to a product by a constant matrix, and to nothing rounded, its bias."""
+    uses, producers = graph.consumers(), graph.producers()
+    kept = set(graph.outputs.values())
+    for node in list(graph.nodes):
+        if node.op_type != "Add" or len(node.inputs) != 2:
+            continue
+        product, row = node.tensor(0), node.tensor(1)
+        if product.is_constant:
+            product, row = row, product
+        producer = producers.get(product)
+        if producer is None or producer.op_type != "MatMul" or len(producer.inputs) != 2 or not row.is_constant:
+            continue
+        b, columns = producer.tensor(1), product.shape[-1] if product.rank else 0
+        if not (b.is_constant and b.rank == 2 and b.is_float and product.rank > 1 and product.rank >= row.rank):
+            continue
+        if product.quant or product in kept or len(uses[product]) != 1 or row.size != columns:
+            continue
+        if row.shape and row.shape[-1] == columns and node.y.shape == product.shape:
+            producer.inputs.append(row)
+            producer.outputs = [node.y]
+            producers[node.y] = producer
+            graph.nodes.remove(node)
+
+
 def fuse_activations(graph: Graph, op_of: Callable[[Node], Op | None]) -> None:
     """Removes each Relu or Clip whose producer can do it and whose input nobody else reads.
 
@@ -50,7 +75,7 @@ def fuse_activations(graph: Graph, op_of: Callable[[Node], Op | None]) -> None:
         if producer is None or producer.activation != "NONE" or node.x in kept or len(uses[node.x]) != 1:
             continue
         op = op_of(producer)
-        if op is None or not op.fuses or len(producer.outputs) != 1:
+        if op is None or not op.takes_activation(producer) or len(producer.outputs) != 1:
             continue
         if node.x.quant and not (node.y.quant and node.x.quant.same_as(node.y.quant)):
             continue

@@ -157,7 +157,7 @@ class _Lowering:
 
     def read(self, node: ir.Node) -> None:
         """Reads one node, whose inputs are known; its outputs become so."""
-        if node.domain not in STANDARD_DOMAINS:
+        if node.domain not in STANDARD_DOMAINS and node.op_type not in (QUANTIZE, DEQUANTIZE):
             raise Unsupported(f"operators of the domain {node.domain!r} are not known", "", "standard ONNX operators")
         inputs = [None if value is None else self._tensor(value) for value in node.inputs]
         if node.op_type in (QUANTIZE, DEQUANTIZE) and self._is_storage(node, inputs):

@@ -38,7 +38,7 @@ class Op:
     """One ONNX operator: `convert` writes a node of it, `layout` says on which memory orders it works.
 
     `int8` None: float only. `limits`: nodes that cannot be expressed at all. `since`: the oldest opset whose meaning is
-    known. `fuses`: a following Relu or Clip can be written into it.
+    known. `fuses`: whether a following Relu or Clip can be written into a node of it.
     """
 
     onnx: str
@@ -47,7 +47,11 @@ class Op:
     int8: Int8 | None = None
     limits: tuple[Limit, ...] = ()
     since: int = 7
-    fuses: bool = False
+    fuses: bool | Callable[[Node], bool] = False
+
+    def takes_activation(self, node: Node) -> bool:
+        """Whether a Relu or Clip that follows `node` can be written into it."""
+        return self.fuses if isinstance(self.fuses, bool) else self.fuses(node)
 
     def refusal(self, node: Node) -> str | None:
         """Why `node` cannot be converted at all, or None."""

@@ -2,8 +2,7 @@
 
     DequantizeLinear: y = (x - z) * s          QuantizeLinear: y = saturate(round(x / s) + z)
 
-QLinearConv and QLinearMatMul become the QDQ form of the same integers, and so TFLite's int8 kernels. ConvInteger and
-MatMulInteger are sums of products of at most 255 * 255; float32 holds 258 of them exactly, longer sums are taken in
+ConvInteger and MatMulInteger are sums of products of at most 255 * 255; float32 holds 258 of them exactly, longer sums are taken in
 parts that are added as int32.
 """
 
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgeship.calibration.types import Array
 from edgeship.targets.tflite.expansion import Expansion, Scope
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Node, Tensor, Unsupported
 
@@ -83,41 +81,6 @@ def expand_quantize(scope: Scope, node: Node) -> Sequence[Tensor | None]:
     return [scope.op("Cast", scope.op("Clip", steps, low, high), to=_kind(dtype))]
 
 
-def _dequantized(scope: Scope, node: Node, first: int, axis: int = 0) -> Tensor:
-    """Inputs `first`, `first + 1` (scale) and `first + 2` (zero point) as real numbers."""
-    x, scale, zero = (node.tensor(first + place) for place in range(3))
-    return scope.op(DEQUANTIZE, x, _flat(scope, scale), _flat(scope, zero), axis=axis)
-
-
-def _flat(scope: Scope, tensor: Tensor) -> Tensor | Array:
-    """A parameter as a scalar or a row, a scale as float32."""
-    if tensor.data is not None:
-        known = tensor.data.astype(np.float32) if tensor.is_float else tensor.data
-        return known.reshape(()) if known.size == 1 else known
-    values = _real(scope, tensor) if tensor.is_float else tensor
-    return scope.op("Reshape", values, np.zeros(0, np.int64)) if tensor.size == 1 else values
-
-
-def expand_qlinear_conv(scope: Scope, node: Node) -> Sequence[Tensor | None]:
-    """Conv between DequantizeLinear and QuantizeLinear."""
-    x, w = _dequantized(scope, node, 0, 1), _dequantized(scope, node, 3)
-    inputs = [x, w]
-    if node.has(8):
-        scale = node.tensor(1).values().astype(np.float32) * node.tensor(4).values().astype(np.float32)
-        step = scale.reshape(-1) if scale.size > 1 else scale.reshape(())
-        inputs.append(scope.op(DEQUANTIZE, node.tensor(8), step, np.zeros(step.shape, np.int32), axis=0))
-    y = scope.op("Conv", *inputs, **node.attributes)
-    return [scope.op(QUANTIZE, y, _flat(scope, node.tensor(6)), _flat(scope, node.tensor(7)))]
-
-
-def expand_qlinear_matmul(scope: Scope, node: Node) -> Sequence[Tensor | None]:
-    """MatMul between DequantizeLinear and QuantizeLinear."""
-    a = _dequantized(scope, node, 0, max(node.x.rank - 2, 0))
-    b = _dequantized(scope, node, 3, node.tensor(3).rank - 1)
-    y = scope.op("MatMul", a, b)
-    return [scope.op(QUANTIZE, y, _flat(scope, node.tensor(6)), _flat(scope, node.tensor(7)))]
-
-
 def _centered(scope: Scope, node: Node, index: int, zero: int, shape: Sequence[int]) -> Tensor:
     """Input `index` less its zero point (input `zero`, seen in `shape` where there are several), as real numbers."""
     values = _real(scope, node.tensor(index))
@@ -172,8 +135,6 @@ def expand_conv_integer(scope: Scope, node: Node) -> Sequence[Tensor | None]:
 EXPANSIONS = (
     Expansion(DEQUANTIZE, expand_dequantize, 10),
     Expansion(QUANTIZE, expand_quantize, 10),
-    Expansion("QLinearConv", expand_qlinear_conv, 10),
-    Expansion("QLinearMatMul", expand_qlinear_matmul, 10),
     Expansion("ConvInteger", expand_conv_integer, 10),
     Expansion("MatMulInteger", expand_matmul_integer, 10),
 )

@@ -32,7 +32,7 @@ def symmetric_weights(node: Node) -> str | None:
     b = node.tensor(1)
     if b.quant is None:
         return None
-    if b.is_constant and b.quant.zero_point.any() and node.op_type == "Gemm":
+    if b.is_constant and b.quant.zero_point.any() and (node.op_type == "Gemm" or b.quant.spec.axis is not None):
         return f"its weights have zero points up to {np.abs(b.quant.zero_point).max()}; TFLite's are symmetric"
     outputs = b.rank - 2 if node.attribute("transB", 0) else b.rank - 1
     if b.quant.spec.axis is not None and (b.quant.spec.axis != outputs or b.rank > 2):
@@ -134,9 +134,9 @@ def _gemm_operands(emit: Emit) -> tuple[Operand, Operand, float]:
 
 
 def _row(emit: Emit, columns: int, weights: Operand) -> Operand:
-    c = emit.node.tensor(2)
     if emit.node.int8:
         return bias(emit, 2, columns, weights)
+    c = emit.node.tensor(2)
     return emit.writer.new(c.name, (columns,), c.dtype, data=c.values().reshape(-1))
 
 
@@ -156,7 +156,8 @@ def convert_matmul(emit: Emit) -> None:
         axis = node.x.rank - 1
         data, quant = _matrix(b, False, 1.0, emit.layout, axis)
         weights = emit.writer.new(b.name, data.shape, data.dtype, quant, data=data)
-        _fully_connected(emit, emit.rows(axis), weights, bias(emit, 2, len(data), weights) if node.int8 else None)
+        row = _row(emit, len(data), weights) if node.int8 or node.has(2) else None
+        _fully_connected(emit, emit.rows(axis), weights, row)
         return
     if emit.output_layout.perm != natural(node.y.rank).perm or _turned(emit):
         emit.operator("BATCH_MATMUL", [emit.input(0), emit.input(1)], emit.output(), adj_y=_turned(emit))
@@ -251,7 +252,8 @@ OPS = (
         "MatMul",
         convert_matmul,
         ByNode(lambda node: MATMUL_ROWS if _by_constant_matrix(node) else PRODUCTS),
-        Int8(limits=(symmetric_weights, moderate_rescaling)),
+        Int8(real_inputs=frozenset({2}), limits=(symmetric_weights, moderate_rescaling)),
         (of_types("float32", "int32", "int64"),),
+        fuses=_by_constant_matrix,
     ),
 )
