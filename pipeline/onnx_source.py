@@ -18,6 +18,7 @@ from edgeship.calibration.types import Array
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import run_isolated
 from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form, run_passes
+from edgeship.pipeline.quantized_source import check_is_float
 
 OLDEST_OPSET, SMALLEST_OPSET, TARGET_OPSET = 7, 17, 18
 
@@ -28,6 +29,7 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
     Without a shape a symbolic batch becomes 1. Raises InputError where the file is no usable model or does not fit.
     """
     model = load_onnx(path)
+    check_is_float(model, str(path))
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise InputError(f"{path} has opset {opset}; accepted: {OLDEST_OPSET} or later; export it again")

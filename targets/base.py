@@ -77,6 +77,9 @@ class Target(Protocol):
     def check(self, model: ir.Model) -> list[Finding]:
         """Every node of a float or QDQ model that `convert` cannot take, with the reason."""
 
+    def notes(self, model: ir.Model) -> list[Finding]:
+        """Every node of a quantized model that the artifact computes in real numbers, with the reason."""
+
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The artifact's bytes for a float or QDQ model, the same for the same arguments.
 

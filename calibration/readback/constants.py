@@ -36,12 +36,18 @@ def fold_constants(graph: ir.Graph) -> None:
         elif node.op_type in _MOVING:
             _move(node)
             _move_under(node)
+    for name in [
+        name
+        for name, value in graph.initializers.items()
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input())
+    ]:
+        del graph.initializers[name]
 
 
 def _quantize(node: ir.Node) -> None:
     """A constant through QuantizeLinear is its integers."""
     values, scale = known(node.inputs[0]), known(place(node, 1))
-    if values is None or scale is None or node.attributes.get_int("block_size", 0) or values.dtype != np.float32:
+    if values is None or scale is None or node.attributes.get_int("block_size", 0) != 0 or values.dtype != np.float32:
         return
     zero = place(node, 2)
     points = np.zeros(scale.shape, np.uint8) if zero is None else known(zero)
@@ -77,7 +83,7 @@ def _move_under(node: ir.Node) -> None:
     if node.op_type == "Clip" or dequantize is None or dequantize.op_type != "DequantizeLinear" or node.graph is None:
         return
     data, scale = known(dequantize.inputs[0]), known(place(dequantize, 1))
-    if data is None or scale is None or dequantize.attributes.get_int("block_size", 0):
+    if data is None or scale is None or dequantize.attributes.get_int("block_size", 0) != 0:
         return
     result = _evaluated(node, data)
     if result is None:
@@ -91,6 +97,8 @@ def _move_under(node: ir.Node) -> None:
     attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
     inputs = [rewriter.constant("integers", result), *dequantize.inputs[1:]]
     rewriter.finish(rewriter.write("DequantizeLinear", inputs, attributes))
+    if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output() and dequantize.graph:
+        dequantize.graph.remove(dequantize, safe=True)
 
 
 def _axis_after(node: ir.Node, axis: int, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:

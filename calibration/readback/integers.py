@@ -28,12 +28,12 @@ class Carrier:
     """The input that says what fills new places, an integer 0 where it is left out."""
 
 
+_MOVING = (
+    "DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Identity", "MaxPool", "Reshape", "Resize", "Slice",
+    "SpaceToDepth", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze",
+)  # fmt: skip
 CARRIERS: Mapping[str, Carrier] = {
-    **dict.fromkeys(
-        ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Identity", "MaxPool", "Reshape", "Resize")
-        + ("Slice", "SpaceToDepth", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze"),
-        Carrier(),
-    ),
+    **dict.fromkeys(_MOVING, Carrier()),
     "ArgMax": Carrier(outputs=()),
     "ArgMin": Carrier(outputs=()),
     "Clip": Carrier((0, 1, 2)),

@@ -37,7 +37,7 @@ def write_qdq(graph: ir.Graph) -> None:
 
 
 def _affine(node: ir.Node, rewriter: Rewriter, scale: int, zero_point: int, like: ir.Value | None = None) -> Affine:
-    """The parameters at these places, numbers as scalars; a zero point that is left out is a 0 of the type of `like`."""
+    """The parameters at these places, numbers as scalars; a zero point left out is a 0 of the type of `like`."""
     step, zero = place(node, scale), place(node, zero_point)
     if step is None:
         raise UnsupportedError(

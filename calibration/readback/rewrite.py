@@ -81,9 +81,7 @@ class Rewriter:
     ) -> list[ir.Value]:
         """The results of a new standard operator."""
         name = f"{self.stem}/{op_type}_{len(self.nodes)}"
-        made = ir.Node(
-            "", op_type, inputs, list(attributes), num_outputs=outputs, name=name, version=self.node.version
-        )
+        made = ir.Node("", op_type, inputs, list(attributes), num_outputs=outputs, name=name, version=self.node.version)
         for index, value in enumerate(made.outputs):
             value.name = f"{name}:{index}"
         self.nodes.append(made)
@@ -105,7 +103,9 @@ class Rewriter:
     def finish(self, values: Sequence[ir.Value]) -> None:
         """Puts `values` in the place of the node's outputs; the node is gone."""
         for old, new in zip(self.node.outputs, values, strict=True):
-            new.shape, new.dtype = old.shape if old.shape is not None else new.shape, old.dtype or new.dtype
+            new.shape = old.shape if old.shape is not None else new.shape
+            if old.dtype is not None:
+                new.dtype = old.dtype
         ir.convenience.replace_nodes_and_values(
             self.graph, self.node, [self.node], self.nodes, list(self.node.outputs), list(values)
         )

@@ -11,8 +11,13 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.commands.files import FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeship.calibration.types import Finding
     from edgeship.targets.base import IoDtype, IoLayout
 
+LISTED = 20
+"""Notes that a conversion prints."""
 OUT = click.option("-o", "--out", type=FILE, required=True, help="The file to write; replaced by a complete new one.")
 
 
@@ -91,7 +96,15 @@ def convert(
     options = ConvertOptions(io_layout, io_dtype, metadata)
     content = chosen.convert(loaded, options)
     write_atomically(out, content)
+    _tell(chosen.notes(loaded))
     click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
+
+
+def _tell(notes: Sequence[Finding]) -> None:
+    for note in notes[:LISTED]:
+        click.echo(f"in float: {note}", err=True)
+    if len(notes) > LISTED:
+        click.echo(f"in float: {len(notes) - LISTED} more", err=True)
 
 
 COMMANDS = (export, simplify, convert)

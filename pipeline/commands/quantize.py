@@ -60,6 +60,7 @@ def quantize(
     rounded at run time. float16: float16 weights. The last two need no data.
     """
     from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.pipeline.quantized_source import check_is_float
     from edgeship.targets.base import load, names
 
     check_output(out, model, *([data] if data else []))
@@ -68,6 +69,7 @@ def quantize(
     clips = mode in ("static", "dynamic") and any(target.weights == "pair_limited" for target in chosen)
     scheme: WeightScheme = weights or ("pair_limited" if clips else "full")
     loaded = load_onnx(model)
+    check_is_float(loaded, str(model))
     if mode in ("dynamic", "float16"):
         _small_weights(loaded, out, rules, mode, scheme, per_tensor=options["per_tensor"])
         return

@@ -55,6 +55,11 @@ class OnnxRuntime:
         """Every node without a kernel; or, when all have one, what ONNX Runtime says on loading the model."""
         return without_kernel(model) or _refused(to_bytes(model))
 
+    def notes(self, model: ir.Model) -> list[Finding]:
+        """None: which kernels run is ONNX Runtime's choice at load, `integer_share` reads it off."""
+        del model
+        return []
+
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata."""
         findings = [*without_kernel(model), *check_border(model.graph, options)]

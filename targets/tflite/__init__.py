@@ -46,6 +46,12 @@ class TFLiteTarget:
 
         return check(model)
 
+    def notes(self, model: ir.Model) -> list[Finding]:
+        """The nodes between quantized tensors that have no kernel for these, with the reason."""
+        from edgeship.targets.tflite.convert import notes
+
+        return notes(model)
+
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The TFLite file's bytes, NHWC unless the options say otherwise."""
         from edgeship.targets.tflite.convert import convert

@@ -39,7 +39,7 @@ from edgeship.targets.tflite.layout_rules import NATURAL
 from edgeship.targets.tflite.lower import lower
 from edgeship.targets.tflite.op import Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
-from edgeship.targets.tflite.quantization import settle
+from edgeship.targets.tflite.quantization import left_in_float, settle
 
 REFUSED = "the model cannot become TFLite:"
 
@@ -50,6 +50,16 @@ def check(model: ir.Model) -> list[Finding]:
         return _converted(model, ConvertOptions()).findings
     except UnsupportedError as error:
         return list(error.findings)
+
+
+def notes(model: ir.Model) -> list[Finding]:
+    """Every node between quantized tensors that is computed in real numbers, with the reason."""
+    with _sound_model():
+        graph, findings = lower(read_back(model), Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
+        if findings or _refusals(graph):
+            return []
+        _fuse(graph)
+        return left_in_float(graph, op_of)
 
 
 def convert(model: ir.Model, options: ConvertOptions) -> bytes:
@@ -99,6 +109,13 @@ def _rule_of(node: Node) -> LayoutRule:
     return op.layout if op else NATURAL
 
 
+def _fuse(graph: Graph) -> None:
+    dtypes.settle_types(graph, _limits_of)
+    fuse_biases(graph)
+    fuse_activations(graph, op_of)
+    split_in_front(graph)
+
+
 @dataclass(frozen=True)
 class Border:
     """How one input or output of the file differs from the ONNX model's, for whoever runs it."""
@@ -131,10 +148,7 @@ class _Conversion:
         self.findings += _refusals(self.graph)
         if self.findings:
             return
-        dtypes.settle_types(self.graph, _limits_of)
-        fuse_biases(self.graph)
-        fuse_activations(self.graph, op_of)
-        split_in_front(self.graph)
+        _fuse(self.graph)
         settle(self.graph, op_of)
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from edgeship.calibration.readback import QOPERATORS
 from edgeship.targets.tflite.op import Int8, Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 
@@ -27,6 +28,7 @@ of one model what stands in the way, without converting it.
 
 - **native**: written as the shortest exact form in TFLite's builtin operators, a kernel of its own where there is one.
 - **by others**: written as other ONNX operators of this table, which is where their limits stand.
+- **as QDQ**: written as DequantizeLinear, the float operator and QuantizeLinear (the standard's and ONNX Runtime's).
 - **by definition**: written as the ONNX standard itself defines it by other operators.
 - Operators on constants are computed at conversion, up to 16 million elements.
 - Types that a kernel does not take are cast to ones that it does, where no value changes.
@@ -44,9 +46,11 @@ def table() -> str:
 
 
 def _rows() -> Iterator[Sequence[str]]:
-    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *_defined()}):
+    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()}):
         if name in AT_CONVERSION and name not in REGISTRY:
             yield name, "7+", "at conversion", "-", AT_CONVERSION[name]
+        elif name in QOPERATORS:
+            yield name, f"{max(7, _oldest(name))}+", "as QDQ", "yes", ""
         elif name in EXPANSIONS:
             yield name, f"{max(EXPANSIONS[name].since, _oldest(name))}+", "by others", "-", ""
         elif name in REGISTRY:
@@ -57,7 +61,7 @@ def _rows() -> Iterator[Sequence[str]]:
 
 
 def _absent() -> str:
-    known = {*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *_defined()}
+    known = {*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()}
     others = sorted({schema.name for schema in _standard()} - known)
     return f"Not converted, with a message that says so: {', '.join(others)}.\n"
 

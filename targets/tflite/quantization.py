@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgeship.calibration.types import QuantParams, TensorSpec
+from edgeship.calibration.types import Finding, QuantParams, TensorSpec
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, constant
 from edgeship.targets.tflite.op import Int8, Op
 
@@ -43,6 +43,22 @@ def runs_in_int8(node: Node, op: Op) -> bool:
     reals = [t for i, t in enumerate(node.inputs) if t is not None and t.is_float and not _is_free(op.int8, t, i)]
     reals += [t for t in node.outputs if t.is_float]
     return bool(reals) and all(t.quant is not None and t.quant.spec.bits == ACTIVATION_BITS for t in reals)
+
+
+def left_in_float(graph: Graph, op_of: OpOf) -> list[Finding]:
+    """The nodes whose computed operands and results are all quantized and that run in real numbers all the same."""
+    _spread(graph, op_of)
+    findings = []
+    for node in graph.nodes:
+        op = op_of(node)
+        if op is None or node.op_type in (QUANTIZE, DEQUANTIZE):
+            continue
+        computed = [t for t in (*node.tensors(), *node.outputs) if t.is_float and not t.is_constant]
+        if not computed or any(t.quant is None for t in computed) or (op.int8 and runs_in_int8(node, op)):
+            continue
+        reason = op.int8_refusal(node) or "it has a constant operand that is not quantized"
+        findings.append(Finding(node.where, reason))
+    return findings
 
 
 def _is_free(rule: Int8, tensor: Tensor, index: int) -> bool:

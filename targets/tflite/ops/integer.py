@@ -2,8 +2,8 @@
 
     DequantizeLinear: y = (x - z) * s          QuantizeLinear: y = saturate(round(x / s) + z)
 
-ConvInteger and MatMulInteger are sums of products of at most 255 * 255; float32 holds 258 of them exactly, longer sums are taken in
-parts that are added as int32.
+ConvInteger and MatMulInteger are sums of products of at most 255 * 255; float32 holds 258 of them exactly, longer sums
+are taken in parts that are added as int32.
 """
 
 from __future__ import annotations
