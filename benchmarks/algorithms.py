@@ -98,8 +98,8 @@ def measure(row: Row, recipe_path: Path, model: Path) -> dict[str, float]:
     import edgeship.targets.onnxruntime
     from edgeship.calibration.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.artifacts import input_shapes
+    from edgeship.pipeline.quantizing.calibrated import quantize_model
     from edgeship.pipeline.recipe import load_recipe
-    from edgeship.pipeline.stages.quantize import quantize_model
     from edgeship.targets.base import load
 
     recipe = load_recipe(recipe_path)

@@ -1,7 +1,7 @@
 """How far the ranges still move as samples come in: whether more of them would change anything.
 
-The ranges are looked at at eight places of the pass. A tensor has moved between two looks when its range's length has
-changed by more than 2 % (a fiftieth of a scale: under two of 255 steps at the ends).
+The ranges are looked at at eight places of the pass. A range has settled at the first look from which on its length
+stays within 10 % of the last one: samples before that would have chosen another scale, by that much or more.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from edgeship.calibration.ranges import NOTHING
 from edgeship.calibration.types import Finding, Observer
 
 LOOKS = 8
-MOVED = 0.02
+MOVED = 0.10
 ENOUGH = 0.5
 """Converged: nothing moved in this last share of the samples."""
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """After how many of `samples` no range moved any more, and the tensors that moved last, with by how much."""
+    """After how many of `samples` no range moved any more, and the tensors that moved last, with by how much.
+
+    `moving`: by tensor how much longer the range is in the end than it was at the last look before `settled`, as a
+    share of it.
+    """
 
     samples: int
     settled: int
@@ -69,9 +73,7 @@ class Watch:
     def __init__(self, observers: Mapping[str, Observer], progress: Progress | None) -> None:
         self._observers = observers
         self._progress = progress
-        self._last: dict[str, float] = {}
-        self._settled = 0
-        self._moving: dict[str, float] = {}
+        self._looks: list[tuple[int, dict[str, float]]] = []
         self._next = 0
         self.done = 0
 
@@ -86,16 +88,21 @@ class Watch:
             self._progress(done, total, what)
 
     def _look(self) -> None:
-        spans = {name: high - low for name, (low, high) in ((n, o.range()) for n, o in self._observers.items())}
-        moved = {}
-        for name, span in spans.items():
-            before = self._last.get(name, 0.0)
-            if abs(span - before) > MOVED * max(before, span) and max(before, span) >= NOTHING:
-                moved[name] = (span - before) / max(before, NOTHING)
-        if moved:
-            self._settled, self._moving = self.done, moved
-        self._last = spans
+        ranges = {name: observer.range() for name, observer in self._observers.items()}
+        self._looks.append((self.done, {name: high - low for name, (low, high) in ranges.items()}))
 
     def result(self) -> Convergence:
         """What was seen."""
-        return Convergence(self.done, self._settled, self._moving)
+        if not self._looks:
+            return Convergence(self.done, self.done, {})
+        settled, final = self._looks[-1]
+        for done, spans in reversed(self._looks):
+            moving = {n: (final[n] - span) / final[n] for n, span in spans.items() if _differs(span, final[n])}
+            if moving:
+                return Convergence(self.done, settled, moving)
+            settled = done
+        return Convergence(self.done, 0, {})
+
+
+def _differs(span: float, final: float) -> bool:
+    return final >= NOTHING and abs(final - span) > MOVED * final

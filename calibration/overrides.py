@@ -37,7 +37,7 @@ class Override:
     """One wish for the tensors (or nodes) that match `pattern`: exactly one of the fields after it is set.
 
     `range`: [low, high] to represent. `scale`: the quantization step itself, with `zero_point` (0 where not given).
-    `wide`: activations of 16 bits around the matching nodes.
+    `wide`: activations of 16 bits around the matching nodes. `reason`: why, where not because the recipe says so.
     """
 
     pattern: str
@@ -47,6 +47,7 @@ class Override:
     scale: float | None = None
     zero_point: int | None = None
     wide: bool = False
+    reason: str | None = None
 
     def __post_init__(self) -> None:
         wishes = (self.algorithm is not None, self.stays_float, self.range is not None, self.scale is not None)
@@ -102,7 +103,7 @@ def rules_without(rules: QuantRules, reasons: Mapping[str, str]) -> QuantRules:
 
 def kept_by(override: Override) -> str:
     """Why a node that the override matches stays float."""
-    return f"the recipe keeps {override.pattern!r} float"
+    return override.reason or f"the recipe keeps {override.pattern!r} float"
 
 
 def matching_nodes(model: ir.Model, override: Override) -> list[ir.Node]:

@@ -7,7 +7,7 @@ gives any number of plans (full and pair-limited weights).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -55,6 +55,11 @@ class Calibration:
         check_scales(plan, self.overrides)
         wide = wide_nodes(self.model, plan, self.overrides)
         return widen(self.model, plan, None if self.wide else wide) if self.wide or wide else plan
+
+    def with_overrides(self, more: Sequence[Override]) -> Calibration:
+        """The same with further wishes of nodes. Raises InputError for a wish in vain."""
+        rules = rules_with_floats(self.model, self.rules, more)
+        return replace(self, rules=rules, overrides=(*self.overrides, *more))
 
     def quantized(self, plan: QuantPlan, weights: WeightScheme = "full") -> ir.Model:
         """The QDQ model of `plan`, with the facts of this calibration in its metadata."""

@@ -177,6 +177,7 @@ class Flow:
             inputs={name: self.workspace.path(name) for name in self.records},
             folder=self.workspace.begin(stage.name),
             progress=self.events.progress,
+            cache=self.workspace.cache,
         )
         try:
             _make(stage, context)

@@ -120,6 +120,7 @@ Range = Annotated[
 ]
 
 
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -218,6 +219,13 @@ class Quantize(Section):
         default=("bias_correction",),
         description="the refinements: files of edgeship.calibration.refine; [] for none",
     )
+    sensitivity: bool = Field(default=False, description="measure what quantizing each layer costs by itself")
+    max_drop: NonNegative | None = Field(
+        default=None,
+        description="the dearest layers go back to `revert` until the quantized model loses at most so many points of "
+        "top-1 on the calibration samples (without labels: percent of other decisions)",
+    )
+    revert: Literal["float", "int16"] = Field(default="float", description="what `max_drop` puts layers back to")
     override: tuple[QuantizeOverride, ...] = Field(
         default=(), description="[[quantize.override]] tables; the last that matches a tensor wins"
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 REPORT = "report.json"
-QUANTIZATION = ("mode", "algorithm", "refinements", "samples", "data", "structure", "sensitivity", "scheme")
+QUANTIZATION = ("mode", "algorithm", "refinements", "samples", "data", "structure", "sensitivity", "mixed", "scheme")
 """What the report takes over of plan.json."""
 FAILURE = "failure.json"
 """Beside the stages' records: what there was to report of a run that failed."""
@@ -40,6 +40,8 @@ def make_report(
     if "quantize" in folders:
         plan = read_json(folders["quantize"] / "plan.json")
         report["quantization"] = {key: plan[key] for key in QUANTIZATION if key in plan}
+        if (folders["quantize"] / "measured.json").is_file():
+            report["quantization"]["measured"] = read_json(folders["quantize"] / "measured.json")
     if "accuracy" in folders:
         accuracy = read_json(folders["accuracy"] / "accuracy.json")
         report["reference"] = {"accuracy": accuracy["fp32"], "data": accuracy["data"], "labels": accuracy["labels"]}

@@ -25,7 +25,8 @@ class Progress(Protocol):
 class StageContext:
     """What a running stage sees: the recipe, the finished folders it needs, and the folder it may write to.
 
-    `folder` is temporary and becomes the stage's own in one rename when `run` returns; a stage writes nowhere else.
+    `folder` is temporary and becomes the stage's own in one rename when `run` returns; a stage writes nowhere else,
+    but to `cache`: what is found there again is only time saved, since its keys say all that it depends on.
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class StageContext:
     inputs: Mapping[str, Path]
     folder: Path
     progress: Progress
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ class Workspace:
         finally:
             lock.release()
 
+    @property
+    def cache(self) -> Path:
+        """A folder for results that outlive a killed stage, by keys that say all they depend on."""
+        return self.internal / "cache"
+
     def path(self, stage: str) -> Path:
         """The folder of a stage."""
         return self.folder / stage_folder_name(stage)

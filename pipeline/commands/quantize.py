@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +17,46 @@ if TYPE_CHECKING:
 
     from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import Mode, QuantRules, WeightScheme
+    from edgeship.pipeline.quantizing.calibrated import Quantized
 
 MODES = ("static", "dynamic", "float16", "int16")
+
+
+def calibration_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that say how ranges are chosen, and for whose rules."""
+    options = (
+        click.option("--recipe", type=FILE, help="How to preprocess images, where the model's metadata does not say."),
+        click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="How many to use."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the samples."),
+        click.option("--algorithm", default="minmax", show_default=True, help="The range algorithm."),
+        click.option(
+            "--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]"
+        ),
+        click.option(
+            "--weights", type=click.Choice(["full", "pair_limited"]), help="The weight scheme.  [default: safest]"
+        ),
+        click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per channel."),
+        click.option(
+            "--refine",
+            "refinements",
+            multiple=True,
+            metavar="NAME",
+            default=("bias_correction",),
+            show_default=True,
+            help="A refinement; several times for several, `none` for none.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="Quantize an ONNX model.")
 @click.argument("model", type=FILE)
 @OUT
 @click.option("--data", type=FILE, help="Samples: images, a CSV of them, an .npz, or a recipe; for static and int16.")
-@click.option("--recipe", type=FILE, help="How to preprocess images, where the model's metadata does not say.")
-@click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="How many to use.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the samples.")
-@click.option("--algorithm", default="minmax", show_default=True, help="The range algorithm.")
 @click.option("--mode", type=click.Choice(MODES), default="static", show_default=True, help="How to quantize.")
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]")
-@click.option("--weights", type=click.Choice(["full", "pair_limited"]), help="The weight scheme.  [default: safest]")
-@click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per channel.")
-@click.option(
-    "--refine",
-    "refinements",
-    multiple=True,
-    metavar="NAME",
-    default=("bias_correction",),
-    show_default=True,
-    help="A refinement; several times for several, `none` for none.",
-)
+@calibration_options
 def quantize(
     model: Path,
     out: Path,
@@ -61,13 +76,9 @@ def quantize(
     """
     from edgeship.calibration.onnx_file import load_onnx
     from edgeship.pipeline.quantized_source import check_is_float
-    from edgeship.targets.base import load, names
 
     check_output(out, model, *([data] if data else []))
-    chosen = [load(name) for name in targets or names()]
-    rules = [target.rules for target in chosen]
-    clips = mode in ("static", "dynamic") and any(target.weights == "pair_limited" for target in chosen)
-    scheme: WeightScheme = weights or ("pair_limited" if clips else "full")
+    rules, scheme = rules_and_scheme(targets, weights, mode)
     loaded = load_onnx(model)
     check_is_float(loaded, str(model))
     if mode in ("dynamic", "float16"):
@@ -75,16 +86,28 @@ def quantize(
         return
     if data is None:
         raise InputError(f"--mode {mode} chooses ranges on real samples; give --data (dynamic and float16 need none)")
-    opened = _open(data, model, loaded, recipe).take(samples, seed)
-    _calibrated(loaded, out, opened, rules, scheme, wide=mode == "int16", options=options)
+    opened = open_checked(data, model, loaded, recipe, samples, seed)
+    result = calibrated(loaded, opened, rules, scheme, options, wide=mode == "int16")
+    _write(out, result, scheme)
+
+
+def rules_and_scheme(
+    targets: Sequence[str], weights: WeightScheme | None, mode: Mode
+) -> tuple[list[QuantRules], WeightScheme]:
+    """The rules of the targets (all where none is named), and the weight scheme that none of them clips with."""
+    from edgeship.targets.base import load, names
+
+    chosen = [load(name) for name in targets or names()]
+    clips = mode in ("static", "dynamic") and any(target.weights == "pair_limited" for target in chosen)
+    return [target.rules for target in chosen], weights or ("pair_limited" if clips else "full")
 
 
 def _small_weights(
     model: ir.Model, out: Path, rules: Sequence[QuantRules], mode: Mode, scheme: WeightScheme, *, per_tensor: bool
 ) -> None:
     from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.pipeline.quantizing.calibrated import combined
     from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
-    from edgeship.pipeline.stages.quantize import combined
     from edgeship.pipeline.workspace import write_atomically
 
     if mode == "float16":
@@ -96,35 +119,35 @@ def _small_weights(
     click.echo(f"wrote {out}: {small.count} weight tensors in {'float16' if mode == 'float16' else 'int8'}")
 
 
-def _open(data: Path, path: Path, model: ir.Model, recipe: Path | None) -> Samples:
-    """The samples; notes on them go to stderr."""
+def open_checked(data: Path, path: Path, model: ir.Model, recipe: Path | None, samples: int, seed: int) -> Samples:
+    """The samples of `--data`; notes on them go to stderr. Raises InputError for samples that are useless."""
+    from edgeship.calibration.samples.checks import Expected
     from edgeship.pipeline.artifacts import input_shapes
     from edgeship.pipeline.commands.files import open_data
+    from edgeship.pipeline.quantizing.data import checked, classes_of
 
-    return open_data(data, input_shapes(path), recipe=recipe, models=[path], calibration=True)
+    every = open_data(data, input_shapes(path), recipe=recipe, models=[path], calibration=True)
+    opened = every.take(samples, seed)
+    for finding in checked(opened, Expected(classes=classes_of(model)), f"--data {data}"):
+        click.echo(f"note: {finding}", err=True)
+    return opened
 
 
-def _calibrated(
+def calibrated(
     model: ir.Model,
-    out: Path,
     samples: Samples,
     rules: Sequence[QuantRules],
     scheme: WeightScheme,
+    options: Mapping[str, Any],
     *,
-    wide: bool,
-    options: dict[str, Any],
-) -> None:
-    from edgeship.calibration.onnx_file import to_bytes
-    from edgeship.calibration.samples.checks import Expected
+    wide: bool = False,
+) -> Quantized:
+    """The model quantized with the options of the command line."""
     from edgeship.pipeline.console import StepProgress
-    from edgeship.pipeline.quantizing.data import checked, classes_of
-    from edgeship.pipeline.stages.quantize import quantize_model
-    from edgeship.pipeline.workspace import write_atomically
+    from edgeship.pipeline.quantizing.calibrated import quantize_model
 
-    for finding in checked(samples, Expected(classes=classes_of(model)), "--data"):
-        click.echo(f"note: {finding}", err=True)
     with StepProgress("quantize") as progress:
-        result = quantize_model(
+        return quantize_model(
             model,
             samples,
             rules,
@@ -135,9 +158,16 @@ def _calibrated(
             wide=wide,
             progress=progress,
         )
+
+
+def _write(out: Path, result: Quantized, scheme: WeightScheme) -> None:
+    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.pipeline.workspace import write_atomically
+
     write_atomically(out, to_bytes(result.models[scheme]))
-    click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {len(samples)} samples")
-    click.echo(str(result.calibration.convergence))
+    seen = result.calibration
+    click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {seen.samples} samples")
+    click.echo(str(seen.convergence))
 
 
 COMMANDS = (quantize,)

@@ -7,117 +7,25 @@ the rules of all targets of the recipe, whichever of them are built now.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.recipe import CALIBRATED_MODES
-from edgeship.pipeline.stage import ModelOutput, Progress, Stage, StageContext
+from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.collect import Feeds
-    from edgeship.calibration.overrides import Override
-    from edgeship.calibration.quantize import Calibration
-    from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
+    from edgeship.calibration.types import QuantRules, WeightScheme
     from edgeship.pipeline.recipe import Recipe
 
 PLAN = "plan.json"
 HISTOGRAMS = "histograms.json"
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Plans and QDQ models by weight scheme, and how they came about."""
-
-    plans: Mapping[WeightScheme, QuantPlan]
-    models: Mapping[WeightScheme, ir.Model]
-    rules: str
-    algorithm: str
-    refinements: tuple[str, ...]
-    overrides: tuple[Override, ...]
-    samples: int
-    calibration: Calibration
-
-    @property
-    def plan(self) -> QuantPlan:
-        """The first plan; activations are the same in all."""
-        return next(iter(self.plans.values()))
-
-
-def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
-    model: ir.Model,
-    samples: Iterable[Feeds],
-    rules: Sequence[QuantRules],
-    *,
-    algorithm: str = "minmax",
-    schemes: Sequence[WeightScheme] = ("full",),
-    per_tensor: bool = False,
-    refinements: Sequence[str] = ("bias_correction",),
-    overrides: Sequence[Override] = (),
-    wide: bool = False,
-    progress: Progress | None = None,
-) -> Quantized:
-    """The model quantized under the strictest of `rules`, once per weight scheme, after one pass over `samples`.
-
-    `wide`: activations of 16 bits. Raises InputError for unusable samples, an unknown algorithm or refinement, an
-    override in vain, rules that exclude each other, or a model without a node that can be int8. `model` stays as it is.
-    """
-    from edgeship.calibration.quantize import calibrate
-    from edgeship.targets.onnxruntime import open_float
-
-    together = combined(rules)
-    if wide or any(override.wide for override in overrides):
-        model = with_wide_integers(model)
-    if per_tensor:
-        together = replace(together, weight=replace(together.weight, axis=None))
-    calibration = calibrate(
-        model,
-        samples,
-        together,
-        open_float,
-        algorithm=algorithm,
-        refinements=refinements,
-        overrides=overrides,
-        wide=wide,
-        progress=progress,
-    )
-    plans = {scheme: calibration.plan(scheme) for scheme in schemes}
-    models = {scheme: calibration.quantized(plan, scheme) for scheme, plan in plans.items()}
-    return Quantized(
-        plans,
-        models,
-        together.name,
-        algorithm,
-        calibration.refinements,
-        calibration.overrides,
-        calibration.samples,
-        calibration,
-    )
-
-
-def with_wide_integers(model: ir.Model) -> ir.Model:
-    """The model at an operator set whose quantizers know 16 bits. Raises StageError where it cannot be upgraded."""
-    from edgeship.calibration.qdq import WIDE_OPSET
-    from edgeship.pipeline.onnx_source import upgrade
-
-    if model.opset_imports.get("", 0) >= WIDE_OPSET:
-        return model
-    upgraded, _ = upgrade(model, smallest=WIDE_OPSET, target=WIDE_OPSET)
-    return upgraded
-
-
-def combined(rules: Sequence[QuantRules]) -> QuantRules:
-    """The strictest of `rules`. Raises InputError when they exclude each other."""
-    from edgeship.calibration.types import strictest
-
-    try:
-        return strictest(rules)
-    except ValueError as error:
-        raise InputError(f"the targets cannot share one quantized model: {error}") from error
+MEASURED = "measured.json"
+"""Times: they differ from run to run, and no artifact depends on them."""
 
 
 def run(context: StageContext) -> None:
@@ -149,6 +57,7 @@ class _Made:
 
 
 def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
+    from edgeship.pipeline.quantizing.calibrated import combined
     from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
 
     recipe, settings = context.recipe, context.recipe.quantize
@@ -163,10 +72,14 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     from edgeship.calibration.samples.checks import to_json
+    from edgeship.pipeline.quantizing.calibrated import describe, quantize_model, with_wide_integers
     from edgeship.pipeline.quantizing.data import calibration_samples
+    from edgeship.pipeline.quantizing.search import search
 
     recipe, settings = context.recipe, context.recipe.quantize
     samples, findings = calibration_samples(recipe, path, model)
+    if settings.max_drop is not None and settings.revert == "int16":
+        model = with_wide_integers(model)
     result = quantize_model(
         model,
         samples,
@@ -179,57 +92,20 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         wide=settings.mode == "int16",
         progress=context.progress,
     )
-    findings += result.calibration.convergence.findings()
-    data = {"findings": to_json(findings), "convergence": result.calibration.convergence.to_json()}
-    plan = {"mode": settings.mode, **describe(result), "findings": [str(f) for f in findings], "data": data}
-    histograms = {name: each.to_json() for name, each in result.calibration.silhouettes.items()}
-    return _Made(result.models, {PLAN: plan, HISTOGRAMS: histograms})
+    found = search(context, model, samples, result)
+    seen = found.result.calibration
+    findings += seen.convergence.findings()
+    data = {"findings": to_json(findings), "convergence": seen.convergence.to_json()}
+    plan = {"mode": settings.mode, **describe(found.result), "findings": [str(f) for f in findings], "data": data}
+    histograms = {name: each.to_json() for name, each in seen.silhouettes.items()}
+    measured = {MEASURED: found.measured} if found.measured else {}
+    return _Made(found.result.models, {PLAN: {**plan, **found.facts}, HISTOGRAMS: histograms, **measured})
 
 
 def _rules(recipe: Recipe) -> list[QuantRules]:
     from edgeship.targets.base import load
 
     return [load(name).rules for name in sorted(recipe.targets)]
-
-
-def describe(result: Quantized) -> dict[str, Any]:
-    """Everything that was decided, as plain values: digests, ranges, scales, folds, and what stays float and why."""
-    from edgeship.calibration.ranges import representable
-    from edgeship.calibration.refine.pair_limit import limited_channels
-    from edgeship.pipeline.quantizing.weight_only import weight_facts
-
-    plan = result.plans.get("full", result.plan)
-    activations = {}
-    for name, params in plan.activations.items():
-        covered = representable(params)
-        activations[name] = {
-            "scale": float(params.scale),
-            "zero_point": int(params.zero_point),
-            "bits": params.spec.bits,
-            "range": [covered.low, covered.high],
-        }
-    facts: dict[str, Any] = {
-        "digest": plan.digest(),
-        "digests": {scheme: each.digest() for scheme, each in result.plans.items()},
-        "rules": result.rules,
-        "algorithm": result.algorithm,
-        "refinements": list(result.refinements),
-        "samples": result.samples,
-        "overrides": [asdict(override) for override in result.overrides],
-        "int8_nodes": list(plan.int8_nodes),
-        "int16_nodes": list(plan.wide_nodes),
-        "activations": activations,
-        "weights": {name: weight_facts(plan, name) for name in plan.weights},
-        "folded": dict(plan.folded),
-        "stays_float": dict(plan.stays_float),
-    }
-    if "full" in result.plans and "pair_limited" in result.plans:
-        limited = limited_channels(plan, result.plans["pair_limited"])
-        facts["pair_limited"] = {
-            name: {"channels": list(each.channels), "scale_growth": list(each.factors)}
-            for name, each in limited.items()
-        }
-    return facts
 
 
 def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:

@@ -26,6 +26,10 @@ MAKERS = ("export", "simplify", "quantize", "convert")
 """The stages whose outputs are the same bytes on any machine; what is measured on one machine is in the report."""
 
 
+MEASURED = "measured.json"
+"""Times that a stage took to decide something: the decision is in its other files."""
+
+
 def run(context: StageContext) -> None:
     """Writes the release. Raises GateError with every gate that is not met."""
     recipe = context.recipe
@@ -52,7 +56,9 @@ def _manifest(context: StageContext, artifacts: dict[str, Any]) -> dict[str, Any
 
     recipe = context.recipe
     stages = {
-        stage_folder_name(stage): {output.path: output.sha256 for output in artifacts_of(context.inputs[stage])}
+        stage_folder_name(stage): {
+            output.path: output.sha256 for output in artifacts_of(context.inputs[stage]) if output.path != MEASURED
+        }
         for stage in MAKERS
     }
     inputs = {role: sha256_of(path) for role, path in _input_files(recipe).items()}

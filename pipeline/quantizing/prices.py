@@ -1,0 +1,72 @@
+"""Returns the latency of several quantized models on each target, all in turns, each in its own process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.pipeline.golden import read_golden
+from edgeship.pipeline.measure import Measurement, Schedule, Subject, measure
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgeship.pipeline.stage import StageContext
+
+AT_ONCE = 8
+RUNS, WARMUP = 60, 10
+
+
+def measure_models(context: StageContext, models: Mapping[str, ir.Model]) -> dict[str, Any]:
+    """By target a list of {name, median_ms, noisy}, in the order of `models`; targets that cannot run here are absent.
+
+    More than eight models are measured eight at a time, the first among each, and scaled by it.
+    """
+    from edgeship.targets.base import ConvertOptions, load
+
+    found: dict[str, Any] = {}
+    for name in sorted(context.recipe.targets):
+        target = load(name)
+        if not target.availability().installed:
+            continue
+        with tempfile.TemporaryDirectory(prefix="edgeship-") as folder:
+            subjects = []
+            for place, model in enumerate(models.values()):
+                path = Path(folder) / f"{place}{target.suffix}"
+                path.write_bytes(target.convert(model, ConvertOptions()))
+                subjects.append(Subject(name, path))
+            times = _measured(context, subjects)
+        found[name] = [
+            {"name": label, "median_ms": round(ms, 4), "noisy": noisy}
+            for label, (ms, noisy) in zip(models, times, strict=True)
+        ]
+    return found
+
+
+def _measured(context: StageContext, subjects: Sequence[Subject]) -> list[tuple[float, bool]]:
+    """Median milliseconds of each, and whether they scatter."""
+    feeds = read_golden(context.inputs["export"] / "golden.npz").feeds[0] if "export" in context.inputs else None
+    settings = context.recipe.benchmark
+    schedule = Schedule(settings.threads, min(RUNS, settings.runs), min(WARMUP, settings.warmup))
+    first, rest = subjects[0], subjects[1:]
+    times: list[tuple[float, bool]] = []
+    for group in _groups(rest, AT_ONCE - 1):
+        taken = measure([first, *group], feeds, schedule, lambda d, t: context.progress(d, t, "inferences"))
+        if not times:
+            times.append(_figures(taken[0], 1.0))
+        scale = times[0][0] / taken[0].median_ms
+        times += [_figures(each, scale) for each in taken[1:]]
+    return times or [_figures(measure([first], feeds, schedule)[0], 1.0)]
+
+
+def _figures(measurement: Measurement, scale: float) -> tuple[float, bool]:
+    return measurement.median_ms * scale, measurement.noisy
+
+
+def _groups(items: Sequence[Subject], size: int) -> Iterator[list[Subject]]:
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group

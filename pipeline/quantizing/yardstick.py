@@ -1,0 +1,121 @@
+"""Returns what a quantized model costs against its float model, on the same samples.
+
+    drop:   percentage points of top-1 lost, with labels; without, percent of the decisions that are others
+    loss:   with labels, the mean increase of the cross entropy, in nats: -log p(label), p = softmax of the outputs
+    noise:  sum (x - y)^2 / sum (x - mean x)^2 over all outputs (10 log10 of it is minus the SQNR in dB)
+
+The decision costs (drop) count; the other two are fine enough to rank layers that cost no decision at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeship.pipeline.compare import Comparison, classification_output
+from edgeship.pipeline.scoring import Score, class_scores, drop_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeship.calibration.samples.data import Samples
+    from edgeship.calibration.types import Array, Session
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a quantized model costs; None where the model or its data cannot tell."""
+
+    drop: float | None
+    loss: float | None
+    noise: float
+    samples: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the outputs, in dB; infinite where nothing differs."""
+        return float("inf") if self.noise <= 0 else float(-10 * np.log10(self.noise))
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts models by what they cost, the dearest last: by the task where it is known, then by the outputs."""
+        return (self.loss if self.loss is not None else 0.0, self.noise)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Yardstick:
+    """A float model's outputs on samples, and what others differ from them by."""
+
+    def __init__(
+        self, reference: Session, samples: Samples, progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> None:
+        """Runs the float model over all samples once."""
+        self.samples = samples
+        self._outputs: list[Mapping[str, Array]] = []
+        self._digest = ""
+        self._score = Score()
+        self._entropy: list[float] = []
+        for sample in samples:
+            outputs = reference.run(sample.feeds)
+            self._outputs.append(outputs)
+            self._judge(outputs, sample.label, sample.name, self._score, self._entropy)
+            progress(len(self._outputs), len(samples))
+
+    @property
+    def unit(self) -> str:
+        """What `drop` counts."""
+        return "points of top-1" if self._score.n else "percent of other decisions"
+
+    def digest(self) -> str:
+        """SHA-256 over the samples and the float outputs: what every cost depends on besides the quantized model."""
+        if not self._digest:
+            sha = hashlib.sha256(self.samples.digest().encode())
+            for outputs in self._outputs:
+                for name in sorted(outputs):
+                    sha.update(np.ascontiguousarray(outputs[name]).tobytes())
+            self._digest = sha.hexdigest()
+        return self._digest
+
+    def cost(self, session: Session) -> Cost:
+        """What the model in `session` costs."""
+        comparison, score, entropy = Comparison(), Score(), list[float]()
+        for sample, expected in zip(self.samples, self._outputs, strict=True):
+            outputs = session.run(sample.feeds)
+            comparison.update(expected, outputs)
+            self._judge(outputs, sample.label, sample.name, score, entropy)
+        if score.n:
+            drop: float | None = drop_of(score, self._score)["drop"]
+        else:
+            drop = None if comparison.agreement is None else 100 * (1 - comparison.agreement)
+        loss = float(np.mean(entropy) - np.mean(self._entropy)) if entropy else None
+        return Cost(drop, loss, _noise(comparison), len(self._outputs))
+
+    @staticmethod
+    def _judge(outputs: Mapping[str, Array], label: int | None, name: str, score: Score, entropy: list[float]) -> None:
+        scores = class_scores(outputs)
+        if label is None or scores is None or classification_output(outputs) is None:
+            return
+        score.update(scores, label, name)
+        entropy.append(_cross_entropy(np.asarray(scores, np.float64).reshape(-1), label))
+
+
+def _cross_entropy(scores: Array, label: int) -> float:
+    """-log p(label); scores that are probabilities already are taken as they are."""
+    if scores.min() >= 0 and abs(float(scores.sum()) - 1) < 1e-2:
+        return float(-np.log(max(float(scores[label]), TINY)))
+    return float(np.logaddexp.reduce(scores) - scores[label])
+
+
+def _noise(comparison: Comparison) -> float:
+    """The mean over the outputs of error power by signal power."""
+    ratios = [10 ** (-difference.sqnr_db / 10) for difference in comparison.differences().values()]
+    return float(np.mean(ratios))
