@@ -1,6 +1,6 @@
 """Writes the golden files beside it: a QDQ model, and what every target makes of it.
 
-    python tests/golden/make.py            (made on 2026-11-22 with the versions of constraints.txt)
+    python tests/golden/make.py            (made on 2026-11-24 with the versions of constraints.txt)
 
 The digests change when a converter writes other bytes for the same model. Run it again only when that is meant, and say
 why in the commit.
