@@ -22,6 +22,7 @@ from edgeship.pipeline.recipe_sections import (
     Name,
     Parity,
     Quantize,
+    Release,
     TargetOptions,
 )
 from edgeship.pipeline.section import Section
@@ -51,6 +52,7 @@ class Recipe(Section):
     benchmark: Benchmark = Benchmark()
     parity: Parity = Parity()
     golden: Golden = Golden()
+    release: Release = Release()
     _path: Path = PrivateAttr(default=Path("recipe.toml"))
     _digests: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
@@ -105,6 +107,32 @@ class Recipe(Section):
     def weights_path(self) -> Path | None:
         """The file with the model's weights; None when the source has its own."""
         return None if self.model.weights is None else self.resolve(self.model.weights, "model.weights")
+
+    @property
+    def signing_key(self) -> Path | None:
+        """The private key that signs the release: `release.key`, or else what the environment variable names."""
+        from edgeship.pipeline.releasing.signature import KEY_VARIABLE
+
+        if self.release.key is not None:
+            return self.resolve(self.release.key, "release.key")
+        given = os.environ.get(KEY_VARIABLE)
+        return Path(given).absolute() if given else None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes' names, in order; none without `release.labels`. Raises InputError for a file that has none."""
+        if self.release.labels is None:
+            return ()
+        path = self.resolve(self.release.labels, "release.labels")
+        try:
+            names = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path.name}: release.labels: {path} cannot be read: {error}") from None
+        if not names or not all(name.strip() for name in names):
+            raise InputError(
+                f"{self.path.name}: release.labels: {path} must have a name on every line, one for each class"
+            )
+        return tuple(names)
 
     @property
     def data_root(self) -> Path:

@@ -241,6 +241,24 @@ class TargetOptions(Section):
     )
 
 
+class Release(Section):
+    """What a release says of itself, and who signs it."""
+
+    version: str | None = Field(default=None, description="the model's version, such as 1.2.0")
+    title: str | None = Field(default=None, description="what the model is called in its card; the recipe's name")
+    description: str | None = Field(default=None, description="what the model does, in a sentence or two")
+    author: str | None = Field(default=None, description="who made the model")
+    license: str | None = Field(default=None, description="the model's licence: an SPDX expression, such as Apache-2.0")
+    labels: Place | None = Field(
+        default=None, description="a text file with a line for each class; goes into the artifacts' metadata"
+    )
+    key: Place | None = Field(
+        default=None,
+        description="a private key (PEM, P-256, P-384 or P-521) that signs the release; it is read, never copied. The "
+        "environment variable EDGESHIP_SIGNING_KEY and --sign say the same",
+    )
+
+
 class Benchmark(Section):
     """How latency is measured on this machine."""
 

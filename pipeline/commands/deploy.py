@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--from", "start", metavar="STAGE", help="Run this stage and all after it again.")
 @click.option("--to", "stop", metavar="STAGE", help="Stop after this stage.")
 @click.option("--force", is_flag=True, help="Run every stage again.")
+@click.option("--sign", "key", type=FILE, help="Sign the release with this private key (PEM); see docs/releases.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
 def deploy(
     recipe: Path,
@@ -36,6 +37,7 @@ def deploy(
     start: str | None,
     stop: str | None,
     force: bool,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Export, simplify, quantize, convert, judge and pack the model of RECIPE for its targets."""
@@ -43,7 +45,9 @@ def deploy(
     from edgeship.pipeline.recipe import load_recipe
 
     span = Span(start, stop, force)
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(
+        recipe, [*overrides, *([] if key is None else [f"release.key={json.dumps(str(key.absolute()))}"])]
+    )
     deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span, overrides)
     deployment.run(as_json=as_json)
 

@@ -34,17 +34,26 @@ def report(run: Path, out: Path | None, as_json: bool) -> None:
     click.echo("\n".join(f"wrote {path}" for path in written))
 
 
-@click.command(short_help="Check a release against its manifest and checksums.")
+@click.command(short_help="Check a release against its manifest, checksums and signature.")
 @click.argument("release", type=FILE)
-def verify(release: Path) -> None:
-    """Check a RELEASE folder against its manifest and checksums."""
-    from edgeship.pipeline.release_folder import verify_release
+@click.option("--key", type=FILE, help="The public key (PEM) that must have signed it.")
+@JSON
+def verify(release: Path, key: Path | None, as_json: bool) -> None:
+    """Check a RELEASE folder against its manifest and checksums, and with --key its signature."""
+    from edgeship.pipeline.releasing.verify import is_signed, verify_release
 
-    findings = verify_release(release)
+    findings = verify_release(release, key)
+    if as_json:
+        facts = {"release": str(release), "whole": not findings, "signature": "checked" if key else "not checked"}
+        click.echo(json.dumps({**facts, "findings": [str(finding) for finding in findings]}))
     if findings:
         count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
         raise EdgeshipError("\n".join([f"{release} is not as released: {count}", *(f"  - {f}" for f in findings)]))
-    click.echo(f"{release} is as it was released")
+    if as_json:
+        return
+    unproven = "; its signature was not checked: --key says by whose key it must be" if is_signed(release) else ""
+    signer = unproven if key is None else f", and signed by the key of {key.name}"
+    click.echo(f"{release} is as it was released{signer}")
 
 
 COMMANDS = (report, verify)

@@ -1,6 +1,7 @@
-"""Returns a folder to ship: the artifacts, a manifest of everything they came from, and SHA256SUMS.
+"""Returns a folder to ship: artifacts, model card, bill of materials, a manifest of what they came from, SHA256SUMS.
 
-Neither times, host facts nor absolute paths are in it: the same inputs give the same bytes anywhere.
+Neither times, host facts nor absolute paths are in it: the same inputs give the same bytes anywhere (the card's
+accuracy where kernels compute the same). A signature, where a key is given, is over all of it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from edgeship.calibration.errors import GateError
 from edgeship.pipeline.artifacts import artifact_path, release_name
 from edgeship.pipeline.gates import judge_gates, read_json, read_results
 from edgeship.pipeline.judging import jury_digest
-from edgeship.pipeline.release_folder import MANIFEST, write_sums
+from edgeship.pipeline.releasing.card import CARD, make_card, metrics
+from edgeship.pipeline.releasing.sbom import SBOM, make_sbom, model_card
+from edgeship.pipeline.releasing.signature import SIGNATURE, check_key, sign
+from edgeship.pipeline.releasing.verify import MANIFEST, write_sums
 from edgeship.pipeline.stage import Stage, StageContext
-from edgeship.pipeline.workspace import artifacts_of, sha256_of, stage_folder_name, write_json
+from edgeship.pipeline.workspace import artifacts_of, sha256_of, stage_folder_name, write_atomically, write_json
 
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
@@ -47,8 +51,38 @@ def run(context: StageContext) -> None:
         path = context.folder / release_name(name, sorted(recipe.targets))
         shutil.copyfile(context.inputs["convert"] / artifact_path(name), path)
         artifacts[path.name] = {"target": name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
-    write_json(context.folder / MANIFEST, _manifest(context, artifacts))
+    manifest = _manifest(context, artifacts)
+    documents = _documents(context, manifest)
+    for name, text in documents.items():
+        write_atomically(context.folder / name, text)
+    key = recipe.signing_key
+    write_json(
+        context.folder / MANIFEST,
+        {
+            **manifest,
+            "documents": {name: {"sha256": sha256_of(context.folder / name)} for name in documents},
+            "signature": None if key is None else {"file": SIGNATURE, "public_key_sha256": check_key(key)},
+        },
+    )
     write_sums(context.folder)
+    if key is not None:
+        sign(context.folder, key)
+
+
+def _documents(context: StageContext, manifest: dict[str, Any]) -> dict[str, str]:
+    """The model card and the bill of materials, by file name."""
+    exported = read_json(context.inputs["export"] / "export.json")
+    inputs, outputs = exported.get("inputs", {}), exported.get("outputs", {})
+    results = {name: read_results(context.inputs, name) for name in context.targets}
+    facts = {**context.recipe.release.model_dump(), "labels": context.recipe.label_names}
+    cards = {
+        name: model_card({"metrics": metrics(results[artifact["target"]])}, inputs, outputs)
+        for name, artifact in manifest["artifacts"].items()
+    }
+    return {
+        CARD: make_card(manifest, facts, inputs, outputs, results),
+        SBOM: make_sbom(manifest, facts, cards),
+    }
 
 
 def _manifest(context: StageContext, artifacts: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +113,18 @@ def _input_files(recipe: Recipe) -> dict[str, Path]:
     return {role: path for role, path in files.items() if path is not None}
 
 
+def _files(recipe: Recipe) -> list[Path]:
+    """What the release reads outside the run folder; of the signing key only that it is there."""
+    key = recipe.signing_key
+    return [*_input_files(recipe).values(), *([] if key is None else [key])]
+
+
 def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
     return {
         "targets": list(targets),
-        "recipe": recipe.dump("name", "input", "quantize", "targets", "gates"),
+        "recipe": recipe.dump("name", "input", "quantize", "targets", "gates", "release"),
+        "labels": list(recipe.label_names),
+        "signer": None if recipe.signing_key is None else check_key(recipe.signing_key),
         "calibration": recipe.data_digest("calibration"),
         "evaluation": jury_digest(recipe),
     }
@@ -93,5 +135,5 @@ STAGE = Stage(
     needs=(*MAKERS, "parity", "accuracy", "latency"),
     settings=_settings,
     run=run,
-    files=lambda recipe: list(_input_files(recipe).values()),
+    files=_files,
 )

@@ -93,7 +93,7 @@ def test_each_kind_of_error_has_its_exit_code_and_its_last_line(
         raise error
 
     monkeypatch.delenv("EDGESHIP_DEBUG", raising=False)
-    monkeypatch.setattr("edgeship.pipeline.release_folder.verify_release", fail)
+    monkeypatch.setattr("edgeship.pipeline.releasing.verify.verify_release", fail)
     result = run("verify", ".")
     assert result.exit_code == code
     assert last_line(result).startswith(sentence)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.types import Finding
+from edgeship.pipeline.releasing.signature import SIGNATURE, check_signature
 from edgeship.pipeline.workspace import artifacts_of, sha256_of, write_atomically
 
 MANIFEST = "manifest.json"
@@ -16,14 +18,20 @@ SUMS = "SHA256SUMS"
 
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS over every file in `folder`, in the format of `sha256sum --check`."""
-    lines = [f"{artifact.sha256}  {artifact.path}\n" for artifact in artifacts_of(folder) if artifact.path != SUMS]
-    write_atomically(folder / SUMS, "".join(lines))
+    sums = {each.path: each.sha256 for each in artifacts_of(folder) if each.path not in (SUMS, SIGNATURE)}
+    write_atomically(folder / SUMS, _sums_text(sums))
 
 
-def verify_release(folder: Path) -> list[Finding]:
+def _sums_text(sums: Mapping[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+
+
+def verify_release(folder: Path, key: Path | None = None) -> list[Finding]:
     """Every file of the release that is missing or changed, and every file that is not part of it; empty if whole.
 
-    Raises InputError for a folder that is no release: without a manifest or SHA256SUMS that can be read.
+    `key`: the public key that must have signed it. Without one a signature is looked for where the manifest speaks of
+    one, but proves nothing. Raises InputError for a folder that is no release (without SHA256SUMS that can be read), or
+    a key that is none.
     """
     if not folder.is_dir():
         raise InputError(f"there is no release folder {folder}")
@@ -35,20 +43,32 @@ def verify_release(folder: Path) -> list[Finding]:
             findings.append(Finding(name, "the file is missing", accepted=f"sha256 {expected}"))
         elif (seen := sha256_of(path)) != expected:
             findings.append(Finding(name, "the file was changed", f"sha256 {seen}", f"sha256 {expected}"))
-    own = {SUMS, *sums}
-    extra = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    own = {SUMS, SIGNATURE, *sums}
+    extra = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_file(path))
     findings += [Finding(name, "the file is not part of the release") for name in extra if name not in own]
     if MANIFEST not in sums:
         findings.append(Finding(SUMS, f"does not list {MANIFEST}"))
     elif (folder / MANIFEST).is_file():
         findings += _check_manifest(folder / MANIFEST, sums)
-    return findings
+    return findings + ([] if key is None else check_signature(folder, key))
+
+
+def is_signed(folder: Path) -> bool:
+    """Whether the folder has a signature, of whomever."""
+    return (folder / SIGNATURE).is_file()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is something that may not lie there unknown: a file, or a link to anything."""
+    return path.is_symlink() or not path.is_dir()
 
 
 def _check_manifest(path: Path, sums: dict[str, str]) -> list[Finding]:
     try:
         manifest = json.loads(path.read_text())
-        expected = {str(name): str(facts["sha256"]) for name, facts in manifest["artifacts"].items()}
+        listed = {**manifest["artifacts"], **manifest.get("documents", {})}
+        expected = {str(name): str(facts["sha256"]) for name, facts in listed.items()}
+        signed = manifest.get("signature") is not None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [Finding(path.name, "cannot be read as a manifest", accepted="the manifest.json that edgeship wrote")]
     findings = [
@@ -56,13 +76,16 @@ def _check_manifest(path: Path, sums: dict[str, str]) -> list[Finding]:
         for name, digest in expected.items()
         if sums.get(name) != digest
     ]
+    if signed != is_signed(path.parent):
+        rule = "the signature is missing" if signed else f"{path.name} does not know the file"
+        findings.append(Finding(SIGNATURE, rule))
     unknown = sorted(set(sums) - set(expected) - {path.name})
     return findings + [Finding(name, f"{path.name} does not know the file") for name in unknown]
 
 
 def _read_sums(path: Path) -> dict[str, str]:
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         raise InputError(f"{path.parent} is no release: it has no {SUMS}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -75,4 +98,6 @@ def _read_sums(path: Path) -> dict[str, str]:
         sums[match[2]] = match[1]
     if not sums:
         raise InputError(f"{path} lists no files")
+    if text != _sums_text(sums):
+        raise InputError(f"{path} was changed: it is not as edgeship writes it")
     return sums

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.release_folder import verify_release, write_sums
+from edgeship.pipeline.releasing.verify import verify_release, write_sums
 
 
 @pytest.fixture

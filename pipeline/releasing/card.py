@@ -1,0 +1,106 @@
+"""Returns a release's model card as Markdown: what it is, how to feed it, how good it is, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = "MODEL_CARD.md"
+
+
+def make_card(
+    manifest: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The card of a release with this manifest; `results` are the targets' figures by their names."""
+    lines = [f"# {_line(facts.get('title') or manifest['name'])}", ""]
+    if facts.get("description"):
+        lines += [_line(facts["description"]), ""]
+    known = {key: facts.get(key) for key in ("version", "author", "license")}
+    lines += [f"- {key}: {_line(value)}" for key, value in known.items() if value]
+    lines += [
+        "",
+        "## Artifacts",
+        "",
+        "| file | target | bytes | accuracy | parity | integer share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, artifact in sorted(manifest["artifacts"].items()):
+        found = results.get(artifact["target"], {})
+        row = (name, artifact["target"], f"{artifact['bytes']:,}", _accuracy(found), _parity(found), _share(found))
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "Accuracy and parity are those of the artifact in its runtime, on the recipe's evaluation data.", ""]
+    lines += ["## Input and output", ""]
+    lines += [f"- input `{name}`: {shape}" for name, shape in inputs.items()]
+    lines += [f"- output `{name}`: {shape}" for name, shape in outputs.items()]
+    lines += ["", *_preprocessing(manifest["settings"]["input"])]
+    labels = facts.get("labels") or ()
+    if labels:
+        shown = ", ".join(_line(label) for label in labels[:20])
+        lines += ["", f"Classes ({len(labels)}): {shown}{', ...' if len(labels) > 20 else ''}"]
+    lines += ["", "## Quantization", "", *_quantization(manifest)]
+    lines += [
+        "",
+        "## Provenance",
+        "",
+        *(f"- {role}: `{digest}`" for role, digest in manifest["inputs"].items() if digest),
+    ]
+    lines += ["", "Check this folder with `edgeship verify`, or its checksums with `sha256sum --check SHA256SUMS`.", ""]
+    return "\n".join(lines)
+
+
+def metrics(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of a target that hold wherever the artifact runs on this kind of processor."""
+    accuracy, parity = results.get("accuracy", {}), results.get("parity", {})
+    return {
+        "top-1 accuracy, %": accuracy.get("top1"),
+        "top-5 accuracy, %": accuracy.get("top5"),
+        "same decision as fp32": accuracy.get("fp32_agreement"),
+        "largest difference from the quantized reference, steps": parity.get("max_steps"),
+        "integer share of multiply-accumulates": parity.get("int8_share"),
+    }
+
+
+def _accuracy(results: Mapping[str, Any]) -> str:
+    found = results.get("accuracy", {})
+    if found.get("top1") is not None:
+        return f"top-1 {found['top1']:.2f} % (n = {found['n']})"
+    agreement = found.get("fp32_agreement")
+    return "not measured" if agreement is None else f"decides as fp32: {100 * agreement:.2f} %"
+
+
+def _parity(results: Mapping[str, Any]) -> str:
+    most = results.get("parity", {}).get("max_steps")
+    return "not measured" if most is None else f"at most {most:g} {'step' if most == 1 else 'steps'}"
+
+
+def _share(results: Mapping[str, Any]) -> str:
+    share = results.get("parity", {}).get("int8_share")
+    return "not measured" if share is None else f"{100 * share:.4g} %"
+
+
+def _preprocessing(given: Mapping[str, Any]) -> list[str]:
+    steps = []
+    if given.get("resize"):
+        steps.append(f"resize to {given['resize']} (the shorter side, or height and width)")
+    if given.get("crop"):
+        steps.append(f"centre crop of {given['crop']}")
+    steps.append(f"channels {given.get('color')}")
+    steps.append(f"(pixel - {given.get('mean')}) / {given.get('std')}, pixels 0..255")
+    return ["Images become an input so:", "", *(f"{place}. {step}" for place, step in enumerate(steps, 1))]
+
+
+def _quantization(manifest: Mapping[str, Any]) -> list[str]:
+    given = manifest["settings"]["quantize"]
+    return [
+        f"- mode: {given['mode']}, ranges: {given['algorithm']}, {given['samples']} calibration samples",
+        f"- refinements: {', '.join(given['refine']) or 'none'}",
+        f"- plan: `{manifest['plan']}`",
+    ]
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())
