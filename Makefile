@@ -37,10 +37,10 @@ clean:  ## remove what the other targets made, but .venv
 	@echo "==> making .venv with $$($(PYTHON) --version)" && $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/deploy.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "==> installing edgeship and its runtimes into .venv (once; about 1.2 GB, most of it PyTorch)" && $(INSTALL) '.[torch,tflite]' && touch $@
+	@echo "==> installing edgeship and its runtimes into .venv (once; about 1.2 GB, most of it PyTorch)" && $(INSTALL) '.[torch,tflite,release]' && touch $@
 
 .venv/dev.stamp: .venv/deploy.stamp
-	@echo "==> installing the development tools into .venv" && $(INSTALL) '.[torch,tflite,train,examples,dev]' && touch $@
+	@echo "==> installing the development tools into .venv" && $(INSTALL) '.[torch,tflite,train,release,examples,dev]' && touch $@
 
 .venv/tensorflow.stamp: .venv/dev.stamp
 	@echo "==> installing TensorFlow into .venv (about 2 GB)" && $(INSTALL) '.[tensorflow]' && touch $@

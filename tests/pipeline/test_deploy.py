@@ -104,7 +104,7 @@ def test_a_run_leaves_what_the_contract_says(deployed: Path) -> None:
         "9-release",
     ]
     assert sorted(path.name for path in (deployed / "9-release").iterdir()) == [
-        *("SHA256SUMS", "manifest.json", "model.onnx", "model.tflite"),
+        *("MODEL_CARD.md", "SHA256SUMS", "manifest.json", "model.onnx", "model.tflite", "sbom.cdx.json"),
     ]
     report = json.loads((deployed / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]][-1] == "release"
