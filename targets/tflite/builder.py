@@ -16,6 +16,7 @@ import numpy as np
 from edgeship.calibration.errors import StageError
 from edgeship.calibration.types import Array
 from edgeship.targets.tflite import versions
+from edgeship.targets.tflite.halves import as_half
 
 SCHEMA_VERSION = 3
 SIGNATURE = "serving_default"
@@ -40,9 +41,13 @@ class Signature:
 
 
 class Builder:
-    """Collects tensors and operators, and packs them."""
+    """Collects tensors and operators, and packs them.
 
-    def __init__(self) -> None:
+    `halves`: float32 constants whose values float16 has too are stored in it, and dequantized.
+    """
+
+    def __init__(self, *, halves: bool = False) -> None:
+        self._halves = halves
         self._schema = _schema()
         self._buffers: dict[bytes, int] = {b"": 0}
         self._digests = [b""]
@@ -67,6 +72,12 @@ class Builder:
         """The index of a new tensor; `data` makes it a constant, `scale` (1-D) a quantized one with channel axis
         `axis`.
         """
+        half = as_half(data) if self._halves else None
+        if half is not None:
+            stored = self.tensor(f"{name}/float16", shape, half.dtype, data=half)
+            real = self.tensor(name, shape, dtype)
+            self.operator("DEQUANTIZE", [stored], [real], {})
+            return real
         schema = self._schema
         tensor = schema.TensorT(name=name, shape=np.asarray(shape, np.int32), hasRank=True)
         tensor.type = _element_type(dtype)

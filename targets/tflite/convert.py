@@ -152,7 +152,7 @@ class _Conversion:
         settle(self.graph, op_of)
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)
-        self.builder = Builder()
+        self.builder = Builder(halves=self.graph.has_halves)
         self.writer = Writer(self.builder, self.plan)
         self.inputs = [
             self._border(name, self.writer.declare(tensor, self.plan.layouts[tensor]), self.plan.layouts[tensor])

@@ -187,12 +187,14 @@ class Graph:
     """A model: nodes in execution order, inputs and outputs by their ONNX names in ONNX order.
 
     `integers`: the inputs and outputs whose integers the caller sees as such (the ONNX model's own are int8 or uint8).
+    `has_halves`: the model has float16 constants.
     """
 
     nodes: list[Node]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     integers: frozenset[str] = frozenset()
+    has_halves: bool = False
 
     def consumers(self) -> dict[Tensor, list[Node]]:
         """Tensor -> the nodes that read it, once per reading."""

@@ -108,6 +108,7 @@ class _Lowering:
         self.signed: dict[Tensor, Tensor] = {}
         self.read_as: dict[Tensor, str] = {}
         self.dynamic: dict[str, int] = {}
+        self.has_halves = False
         for value in model.graph.inputs:
             if not value.is_initializer():
                 self.tensors[value] = self._input(value)
@@ -153,6 +154,7 @@ class _Lowering:
             if value.const_value is None:
                 raise Unsupported("reads a value that nothing makes", value.name or "")
             self.tensors[value] = constant(value.name or "", value.const_value.numpy())
+            self.has_halves |= self.tensors[value].dtype == np.float16
         return self.tensors[value]
 
     def read(self, node: ir.Node) -> None:
@@ -341,7 +343,7 @@ class _Lowering:
             outputs[name] = tensor
         border = (*self.model.graph.inputs, *self.model.graph.outputs)
         integers = frozenset(v.name or "" for v in border if v.dtype is not None and not v.dtype.is_floating_point())
-        graph = Graph(self.nodes, inputs, outputs, integers)
+        graph = Graph(self.nodes, inputs, outputs, integers, self.has_halves)
         absorb_quantizers(graph, self.read_as)
         graph.prune()
         return graph

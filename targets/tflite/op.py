@@ -37,7 +37,8 @@ class Int8:
 class Op:
     """One ONNX operator: `convert` writes a node of it, `layout` says on which memory orders it works.
 
-    `int8` None: float only. `limits`: nodes that cannot be expressed at all. `since`: the oldest opset whose meaning is
+    `int8` None: float only. `hybrid`: what else the kernel demands that takes int8 weights and float activations; None:
+    there is none. `limits`: nodes that cannot be expressed at all. `since`: the oldest opset whose meaning is
     known. `fuses`: whether a following Relu or Clip can be written into a node of it.
     """
 
@@ -47,6 +48,7 @@ class Op:
     int8: Int8 | None = None
     limits: tuple[Limit, ...] = ()
     since: int = 7
+    hybrid: tuple[Limit, ...] | None = None
     fuses: bool | Callable[[Node], bool] = False
 
     def takes_activation(self, node: Node) -> bool:

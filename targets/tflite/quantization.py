@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeship.calibration.types import Finding, QuantParams, TensorSpec
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, constant
+from edgeship.targets.tflite.hybrid import runs_hybrid
 from edgeship.targets.tflite.op import Int8, Op
 
 OpOf = Callable[[Node], Op | None]
@@ -30,6 +31,8 @@ def settle(graph: Graph, op_of: OpOf) -> None:
         if op and op.int8 and runs_in_int8(node, op):
             node.int8 = True
             borders.integer(node, op.int8)
+        elif op and runs_hybrid(node, op):
+            borders.hybrid(node)
         else:
             borders.real(node)
     graph.nodes = borders.nodes
@@ -123,6 +126,13 @@ class _Borders:
                 real = Tensor(f"{tensor.name}/float", tensor.shape, tensor.dtype, signature=tensor.signature)
                 node.outputs[index] = real
                 self.nodes.append(Node(QUANTIZE, tensor.name, [real], [tensor], opset=node.opset))
+
+    def hybrid(self, node: Node) -> None:
+        """Adds a node with int8 weights and float activations."""
+        weights = node.tensor(1)
+        node.inputs = [t and (self._real(t) if t.quant else t) for t in node.inputs]
+        node.inputs[1] = weights
+        self.nodes.append(node)
 
     def _real(self, tensor: Tensor) -> Tensor:
         if tensor not in self.reals:

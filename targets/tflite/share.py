@@ -72,10 +72,11 @@ def integer_share(artifact: Path) -> IntegerShare:
                 output = graph.tensors[operator.outputs[0]]
                 macs = count([_shape(t) for t in inputs], _shape(output))
                 kinds = {types[inputs[data].type], types[output.type]}
+                is_hybrid = types[inputs[1].type] == "INT8" and kinds == {"FLOAT32"}
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                 raise InputError(f"{artifact} is a damaged TFLite model: a {name} lacks what it works on") from error
             total += macs
-            if kinds <= set(INTEGERS):
+            if is_hybrid or kinds <= set(INTEGERS):
                 integer += macs
             else:
                 floats.append(text(output.name))

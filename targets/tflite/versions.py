@@ -32,12 +32,15 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("CONV_2D", 5): "2.4.0",
     ("CONV_2D", 6): "2.9.0",
     ("DEPTHWISE_CONV_2D", 2): "1.12.0",
+    ("DEPTHWISE_CONV_2D", 4): "2.2.0",
+    ("DEPTHWISE_CONV_2D", 6): "2.3.0",
     ("SUB", 3): "2.3.0",
     ("DIV", 2): "2.3.0",
     ("DEPTH_TO_SPACE", 1): "2.1.0",
     ("DEPTH_TO_SPACE", 2): "2.5.0",
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",
+    ("FULLY_CONNECTED", 9): "2.3.0",
     ("MAXIMUM", 3): "2.3.0",
     ("MINIMUM", 3): "2.3.0",
     ("MUL", 3): "1.15.0",
@@ -129,18 +132,24 @@ def _conv(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, 
     x, weights = given[0], given[1]
     if x.shape[-1] != weights.shape[-1]:
         return 6
+    if x.type == "FLOAT32" and weights.type == "INT8":
+        return 5 if weights.per_channel else 2
     return 3 if x.type == "INT8" else 1
 
 
 def _depthwise(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     if given[0].type == "INT8":
         return 3
+    if given[1].type == "INT8":
+        return 6 if given[1].per_channel else 4
     return 2 if (options.get("dilation_h_factor", 1), options.get("dilation_w_factor", 1)) != (1, 1) else 1
 
 
 def _fully_connected(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     if given[1].per_channel:
         return 12
+    if options.get("asymmetric_quantize_inputs"):
+        return 9
     if len(given) == 2:
         return 6
     if options.get("keep_num_dims"):
@@ -255,6 +264,10 @@ def _fill(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, 
     return {"BOOL": 2, "INT8": 3, "INT16": 3, "FLOAT16": 4}.get(given[1].type, 1)
 
 
+def _dequantize(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return {"FLOAT16": 3, "INT16": 3, "INT8": 2}.get(given[0].type, 1)
+
+
 def _range(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     return 2 if given[0].type == "INT64" else 1
 
@@ -268,6 +281,7 @@ _RULES = {
     "CAST": _cast,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
+    "DEQUANTIZE": _dequantize,
     "DIV": _div,
     "FILL": _fill,
     "FULLY_CONNECTED": _fully_connected,

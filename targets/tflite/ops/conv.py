@@ -75,6 +75,28 @@ INT8 = Int8(
 )
 
 
+def plain_or_depthwise(node: Node) -> str | None:
+    """The window is 1-D or 2-D, in one group or depthwise."""
+    weights = node.tensor(1)
+    if weights.rank > 4:
+        return "its window is 3-D"
+    if int(node.attribute("group", 1)) > 1 and weights.shape[1] > 1:
+        return "it has groups of several channels"
+    return None
+
+
+def several_scales(node: Node) -> str | None:
+    """The channels' scales differ: kernels disagree on how activations are rounded where they do not."""
+    quant = node.tensor(1).quant
+    if quant is not None and len(np.unique(quant.scale)) < 2:
+        return "its weights have one scale, and TFLite's kernels disagree then"
+    return None
+
+
+HYBRID = (output_channel_weights, plain_or_depthwise, several_scales)
+"""What the kernels with int8 weights and float activations demand."""
+
+
 def bias(emit: Emit, index: int, channels: int, weights: Operand, start: int | None = None) -> Operand:
     """Input `index` as the kernel's bias, zeros where it is left out: int32 at scale `s_x * s_w` in an int8 node.
 

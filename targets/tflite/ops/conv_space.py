@@ -16,6 +16,7 @@ from edgeship.targets.tflite.layout import Layout
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
 from edgeship.targets.tflite.op import Op
 from edgeship.targets.tflite.ops.conv import (
+    HYBRID,
     INT8,
     bias,
     constant_integers,
@@ -125,4 +126,4 @@ def channels_fit(node: Node) -> str | None:
 
 
 _LIMITS = (of_types("float32"), windows_in_space, channels_fit)
-OPS = (Op("Conv", convert_conv, CHANNELS_LAST, INT8, _LIMITS, fuses=True),)
+OPS = (Op("Conv", convert_conv, CHANNELS_LAST, INT8, _LIMITS, hybrid=HYBRID, fuses=True),)

@@ -51,6 +51,11 @@ def constant_matrix(node: Node) -> str | None:
     return None if node.tensor(1).is_constant else f"its weights {node.tensor(1).name} are computed at run time"
 
 
+def flat_matrix(node: Node) -> str | None:
+    """The constant matrix has two axes, the other operand at least as many."""
+    return None if node.tensor(1).rank == 2 and node.x.rank > 1 else f"its weights have {node.tensor(1).rank} axes"
+
+
 def row_bias(node: Node) -> str | None:
     """A Gemm's C is one number per column."""
     if node.has(2) and not _is_row(node.tensor(2), node.y.shape[-1]):
@@ -115,6 +120,8 @@ def _fits(node: Node) -> bool:
 def _fully_connected(emit: Emit, x: Operand, weights: Operand, row: Operand | None) -> None:
     """Writes the product of the rows of `x`, which are its last axis, under whatever shape the others have."""
     options = {"keep_num_dims": True} if x.rank > 2 else {}
+    if weights.quant and not x.quant:
+        options["asymmetric_quantize_inputs"] = True
     shape, signature = ((*extent[:-1], weights.shape[0]) for extent in (x.shape, x.signature))
     operands: list[Operand | None] = [x, weights, row] if row else [x, weights]
     y = emit.output_as(shape, signature)
@@ -246,6 +253,7 @@ OPS = (
             limits=(constant_matrix, symmetric_weights, unscaled, row_bias, constant_bias, moderate_rescaling),
         ),
         (of_types("float32"),),
+        hybrid=(constant_matrix, symmetric_weights, unscaled, row_bias),
         fuses=True,
     ),
     Op(
@@ -254,6 +262,7 @@ OPS = (
         ByNode(lambda node: MATMUL_ROWS if _by_constant_matrix(node) else PRODUCTS),
         Int8(real_inputs=frozenset({2}), limits=(symmetric_weights, moderate_rescaling)),
         (of_types("float32", "int32", "int64"),),
+        hybrid=(constant_matrix, flat_matrix, symmetric_weights),
         fuses=_by_constant_matrix,
     ),
 )
