@@ -116,6 +116,42 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def described(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of `machine_facts`, from what a runner on some machine says of it as it is."""
+    known = parse_cpuinfo(str(raw.get("cpuinfo", "")))
+    flags = set(known.get("flags", "").lower().split())
+    features = [name for name, names in _FEATURES.items() if flags.intersection(names)]
+    cores, load = int(raw["cores"]), raw.get("load")
+    model = known.get("model") or str(raw["architecture"])
+    return {
+        "cpu": {"model": model, "architecture": raw["architecture"], "cores": cores, "features": features},
+        "system": raw["system"],
+        "python": raw["python"],
+        "governor": raw.get("governor"),
+        "load_per_core": None if load is None else round(load / cores, 2),
+        "versions": dict(raw["versions"]),
+    }
+
+
+def busy_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of the machine that a runner described twice, and what its processors did in between, 0..1 of all time.
+
+    `steal` is what a hypervisor gave to others, `busy` what was neither idle nor stolen; both None where unknown.
+    """
+    spent = [later - earlier for earlier, later in zip(before["ticks"][:8], after["ticks"][:8], strict=False)]
+    total = sum(spent)
+    known = len(spent) == 8 and total > 0  # user nice system idle iowait irq softirq steal (proc(5))
+    facts = described(before)
+    facts["steal"] = round(spent[7] / total, 4) if known else None
+    facts["busy"] = round((total - spent[3] - spent[4] - spent[7]) / total, 4) if known else None
+    return facts
+
+
+def kernels_of(facts: Mapping[str, Any]) -> str:
+    """What runtimes choose their kernels by, from a machine's facts: times of two such kinds cannot be compared."""
+    return f"{facts['cpu']['architecture']} with {', '.join(sorted(facts['cpu']['features'])) or 'no int8 features'}"
+
+
 def doctor_facts() -> list[str]:
     """What this machine means for int8, one sentence each."""
     return [*_int8_sentences(cpu()), *_time_sentences(load_per_core(), governor()), *_version_sentences(versions())]

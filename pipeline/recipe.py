@@ -16,11 +16,13 @@ from edgeship.pipeline.recipe_sections import (
     Benchmark,
     Data,
     DataField,
+    DeviceOptions,
     Golden,
     Input,
     Model,
     Name,
     Parity,
+    Place,
     Quantize,
     Release,
     TargetOptions,
@@ -50,6 +52,8 @@ class Recipe(Section):
     targets: dict[str, TargetOptions] = Field(min_length=1, description="one table per target")
     gates: dict[str, float] = Field(default_factory=dict, description="a gate nobody sets is not a gate")
     benchmark: Benchmark = Benchmark()
+    device: Place = Field(default="host", description="where parity and latency are measured: as `--device`")
+    devices: dict[str, DeviceOptions] = Field(default_factory=dict, description="one table per device")
     parity: Parity = Parity()
     golden: Golden = Golden()
     release: Release = Release()

@@ -113,6 +113,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         if target not in known
     ]
     problems += [*_source_problems(recipe), *_algorithm_problems(recipe), *_channel_problems(recipe)]
+    problems += _device_problems(recipe)
     if problems:
         raise InputError(_sentence(path, problems))
 
@@ -150,6 +151,20 @@ def _algorithm_problems(recipe: Recipe) -> list[str]:
             refine.load_all(section.refine)
         except InputError as error:
             problems.append(f"quantize.refine: {error}")
+    return problems
+
+
+def _device_problems(recipe: Recipe) -> list[str]:
+    from edgeship.pipeline.devices.base import ACCEPTED, is_address
+
+    problems = [
+        f"devices.{name}.url: seen {_shown(options.url)}; accepted: host, ssh://[user@]host[:port] or adb:SERIAL"
+        for name, options in recipe.devices.items()
+        if not is_address(options.url)
+    ]
+    if recipe.device not in recipe.devices and not is_address(recipe.device):
+        hint = did_you_mean(recipe.device, recipe.devices) if recipe.devices else ""
+        problems.append(f"device: seen {_shown(recipe.device)}; accepted: {ACCEPTED}{hint}")
     return problems
 
 

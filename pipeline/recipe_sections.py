@@ -260,11 +260,34 @@ class Release(Section):
 
 
 class Benchmark(Section):
-    """How latency is measured on this machine."""
+    """How latency is measured."""
 
     threads: PositiveInt = Field(default=1, description="threads of each runtime")
+    sweep: tuple[PositiveInt, ...] = Field(
+        default=(), description="further numbers of threads to measure the artifacts with, such as [2, 4]"
+    )
     runs: PositiveInt = Field(default=200, le=MOST_RUNS, description="timed inferences of each artifact")
-    warmup: NonNegativeInt = Field(default=20, le=MOST_RUNS, description="inferences before the timed ones")
+    warmup: NonNegativeInt = Field(default=20, le=MOST_RUNS, description="the fewest inferences before the timed ones")
+    launches: PositiveInt = Field(
+        default=5, le=100, description="fresh processes that the inferences are spread over, 20 or more in each"
+    )
+    profile: bool = Field(default=True, description="also the time of each operator, when on this machine")
+
+
+class DeviceOptions(Section):
+    """Another machine, where parity and latency can be measured with `--device NAME`."""
+
+    url: Place = Field(description="ssh://[user@]host[:port], adb:SERIAL, or host")
+    python: Place = Field(
+        default="python3", description="the device's Python, 3.9 or newer, with numpy and the runtime"
+    )
+    workdir: str = Field(
+        default="", description="a folder of the device that can be written; /tmp, with adb /data/local/tmp"
+    )
+    identity: Place | None = Field(default=None, description="the private key file for ssh; ssh's own choice")
+    known_hosts: Place | None = Field(default=None, description="the file with the host's key; ssh's own")
+    timeout: PositiveInt = Field(default=10, description="seconds to connect")
+    silence: PositiveInt = Field(default=300, description="seconds without an answer after which a device is given up")
 
 
 class Parity(Section):

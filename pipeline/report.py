@@ -46,7 +46,8 @@ def make_report(
         accuracy = read_json(folders["accuracy"] / "accuracy.json")
         report["reference"] = {"accuracy": accuracy["fp32"], "data": accuracy["data"], "labels": accuracy["labels"]}
     if "latency" in folders:
-        report["machine"] = read_json(folders["latency"] / "latency.json")["machine"]
+        latency = read_json(folders["latency"] / "latency.json")
+        report["machine"], report["device"] = latency["machine"], latency["device"]
     for name in targets if "convert" in folders else ():
         report["targets"][name] = _target_facts(recipe, name, folders)
     return report
@@ -129,13 +130,15 @@ def _target_facts(recipe: Recipe, name: str, folders: Mapping[str, Path]) -> dic
 
 
 def _latency_facts(latency: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures without the raw times, which stay in latency.json."""
-    int8 = {key: value for key, value in latency["int8"].items() if key not in ("nanoseconds", "noisy")}
+    """The figures without the raw times and the profile, which stay in latency.json."""
+    int8 = {key: value for key, value in latency["int8"].items() if key not in ("nanoseconds", "launches", "noisy")}
     return {
         **int8,
         "fp32_median_ms": latency["fp32"]["median_ms"],
         "fp32_p90_ms": latency["fp32"]["p90_ms"],
         "fp32_iqr_ms": latency["fp32"]["iqr_ms"],
+        "fp32_peak_bytes": latency["fp32"]["peak_bytes"],
         "speedup": latency["speedup"],
+        "speedup_interval": latency["speedup_interval"],
         "noisy": latency["noisy"],
     }

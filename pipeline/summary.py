@@ -133,10 +133,13 @@ def latency(facts: Mapping[str, Any] | None) -> str:
         return ""
     threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     noisy = " [yellow]noisy[/]" if facts["noisy"] else ""
+    interval, p90 = facts.get("speedup_interval"), facts["p90_ms"]
+    within = "" if interval is None else f"95 %: {interval[0]:.2f} .. {interval[1]:.2f}x, "
+    tail = "" if p90 is None else f", p90 {milliseconds(p90)}"
     return (
         f"{milliseconds(facts['fp32_median_ms'])} -> {milliseconds(facts['median_ms'])}  "
         f"([bold]{facts['speedup']:.2f}x[/]){noisy}\n"
-        f"{threads}, {facts['runs']} runs, p90 {milliseconds(facts['p90_ms'])}"
+        f"{within}{threads}, {facts['runs']} runs{tail}"
     )
 
 

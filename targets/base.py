@@ -8,12 +8,12 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.types import Finding, QuantRules, Session, WeightScheme
+from edgeship.calibration.types import Array, Finding, QuantRules, Session, WeightScheme
 
 IoLayout = Literal["nchw", "nhwc"]
 IoDtype = Literal["float32", "int8", "uint8"]
@@ -50,6 +50,40 @@ class IntegerShare:
     def share(self) -> float:
         """The integer part, 0..1; 0 for a model without multiply-accumulates."""
         return self.integer_macs / self.total_macs if self.total_macs else 0.0
+
+
+@runtime_checkable
+class BorderSession(Session, Protocol):
+    """A Session that also says what its artifact's own inputs and outputs mean, so that others can run the artifact:
+    a timing loop without the adaptation, or a device that has nothing but the runtime.
+    """
+
+    def enter(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The artifact's inputs in its own order, layout and element types. Raises InputError for unfit feeds."""
+
+    def leave(self, results: Sequence[Array]) -> dict[str, Array]:
+        """The outputs by name, NCHW and float32, of what the artifact gave in its own order."""
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """How long one operator of an artifact takes, in microseconds, as the runtime executes it."""
+
+    name: str
+    operator: str
+    us: float
+
+    def to_json(self) -> dict[str, str | float]:
+        """Plain values."""
+        return {"name": self.name, "operator": self.operator, "us": round(self.us, 3)}
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A Target that can also tell where an artifact's time goes."""
+
+    def profile(self, artifact: Path, threads: int = 1, runs: int = 50) -> list[OperatorTime]:
+        """The time of each operator in the order they run. Raises InputError for an unusable file."""
 
 
 class Target(Protocol):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target of the recipe; repeatable.")
 @click.option("--out", type=FILE, help="The run folder.  [default: build/<recipe name>]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable.")
+@click.option(
+    "--device", metavar="WHERE", help="Measure parity and latency there: ssh://..., adb:SERIAL, or a [devices.NAME]."
+)
 @click.option("--from", "start", metavar="STAGE", help="Run this stage and all after it again.")
 @click.option("--to", "stop", metavar="STAGE", help="Stop after this stage.")
 @click.option("--force", is_flag=True, help="Run every stage again.")
@@ -34,6 +37,7 @@ def deploy(
     targets: tuple[str, ...],
     out: Path | None,
     overrides: tuple[str, ...],
+    device: str | None,
     start: str | None,
     stop: str | None,
     force: bool,
@@ -41,13 +45,18 @@ def deploy(
     as_json: bool,
 ) -> None:
     """Export, simplify, quantize, convert, judge and pack the model of RECIPE for its targets."""
+    from edgeship.pipeline.devices.base import open_device
     from edgeship.pipeline.flow import Span, default_folder
     from edgeship.pipeline.recipe import load_recipe
 
     span = Span(start, stop, force)
+    overrides = (*overrides, f"device={device}") if device else overrides
     loaded = load_recipe(
         recipe, [*overrides, *([] if key is None else [f"release.key={json.dumps(str(key.absolute()))}"])]
     )
+    if loaded.device != "host":
+        with open_device(loaded.device, loaded.devices):  # what cannot be reached is told before hours of work
+            pass
     deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span, overrides)
     deployment.run(as_json=as_json)
 

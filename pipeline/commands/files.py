@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from edgeship.calibration.errors import InputError
 if TYPE_CHECKING:
     from edgeship.calibration.samples.data import Preprocessing, Samples
     from edgeship.calibration.types import Session
+    from edgeship.pipeline.devices.base import Device
     from edgeship.pipeline.recipe import Recipe
 
 
@@ -27,6 +29,13 @@ class FilePath(click.Path):
 
 
 FILE = FilePath(path_type=Path)
+DEVICE = click.option(
+    "--device",
+    default="host",
+    show_default=True,
+    metavar="WHERE",
+    help="Where to run: host, ssh://[user@]host[:port], adb:SERIAL, or a [devices.NAME] of the recipe.",
+)
 
 
 def runtime_of(model: Path) -> str:
@@ -43,6 +52,14 @@ def runtime_of(model: Path) -> str:
     return suffixes[model.suffix]
 
 
+def device_of(address: str, recipe: Path | None) -> Device:
+    """The device that `--device` means, not yet connected; `recipe` may give it a name."""
+    from edgeship.pipeline.devices.base import open_device
+    from edgeship.pipeline.recipe import load_recipe
+
+    return open_device(address, load_recipe(recipe).devices if recipe else None)
+
+
 def open_model(model: Path, threads: int = 1) -> Session:
     """The model in its runtime; a recipe (.toml) stands for its float model as exported from its source."""
     from edgeship.targets.base import load
@@ -50,6 +67,17 @@ def open_model(model: Path, threads: int = 1) -> Session:
     if model.suffix == ".toml":
         return open_source(model)
     return load(runtime_of(model)).open(model, threads)
+
+
+def open_model_on(device: Device, model: Path) -> AbstractContextManager[Session]:
+    """The model in its runtime on a connected device, to be entered. Raises InputError for a recipe elsewhere."""
+    from edgeship.pipeline.devices.session import open_on
+
+    if model.suffix != ".toml":
+        return open_on(device, runtime_of(model), model)
+    if device.address != "host":
+        raise InputError(f"{model}: a recipe's float model runs here only; accepted for --device: .onnx, .tflite")
+    return nullcontext(open_source(model))
 
 
 def open_source(recipe: Path) -> Session:

@@ -1,16 +1,15 @@
-"""Returns the commands that judge models: compare, evaluate, bench."""
+"""Returns the commands that judge models: compare, evaluate."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeship.calibration.errors import GateError, InputError
-from edgeship.pipeline.commands.files import FILE
+from edgeship.calibration.errors import InputError
+from edgeship.pipeline.commands.files import DEVICE, FILE
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 DATA = click.option("--data", type=FILE, required=True, help="Samples: images, a CSV of them, an .npz, or a recipe.")
@@ -24,19 +23,23 @@ RECIPE = click.option("--recipe", type=FILE, help="How to preprocess images, whe
 @RECIPE
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True, help="How many to use.")
 @click.option("--layers", is_flag=True, help="Also every tensor that both models have, layer by layer.")
+@DEVICE
 @JSON
-def compare(a: Path, b: Path, data: Path, recipe: Path | None, samples: int, layers: bool, as_json: bool) -> None:
-    """Compare the outputs of models A and B: .onnx, .tflite, or a recipe for its float model."""
-    from edgeship.pipeline.commands.files import input_shapes_of, open_data, open_model
+def compare(
+    a: Path, b: Path, data: Path, recipe: Path | None, samples: int, layers: bool, device: str, as_json: bool
+) -> None:
+    """Compare the outputs of models A and B: .onnx, .tflite, or a recipe for its float model. B runs on the device."""
+    from edgeship.pipeline.commands.files import device_of, input_shapes_of, open_data, open_model, open_model_on
     from edgeship.pipeline.compare import Comparison
     from edgeship.pipeline.console import StepProgress
     from edgeship.pipeline.layers import LayerComparison, describe, open_layers, steps_of, to_json
 
-    first, second = open_model(a), open_model(b)
+    where = device_of(device, recipe or (data if data.suffix == ".toml" else None))
+    first = open_model(a)
     inside = LayerComparison(open_layers(a, as_reference=True), open_layers(b, as_reference=False)) if layers else None
     opened = open_data(data, input_shapes_of(first), recipe=recipe, models=[a, b]).take(samples)
     comparison = Comparison(steps_of(b) or steps_of(a))
-    with StepProgress("compare") as progress:
+    with StepProgress("compare") as progress, where, open_model_on(where, b) as second:
         for done, sample in enumerate(opened):
             progress(done, len(opened), "samples")
             comparison.update(first.run(sample.feeds), second.run(sample.feeds))
@@ -109,75 +112,4 @@ def evaluate(
     click.echo(f"top-1 {facts['top1']:.2f} % (95 %: {low:.2f} .. {high:.2f}){top5}, n = {facts['n']}")
 
 
-@click.command(short_help="Measure the latency of models.")
-@click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL...")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each runtime.")
-@click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Timed inferences of each.")
-@click.option("--warmup", type=click.IntRange(min=0), default=20, show_default=True, help="Inferences before them.")
-@click.option("--baseline", type=FILE, help="The JSON of an earlier bench; slower medians are failures.")
-@click.option("--max-regression", type=float, default=10.0, show_default=True, metavar="PCT", help="How much slower.")
-@JSON
-def bench(
-    models: tuple[Path, ...],
-    threads: int,
-    runs: int,
-    warmup: int,
-    baseline: Path | None,
-    max_regression: float,
-    as_json: bool,
-) -> None:
-    """Measure the latency of each MODEL alone in its own process, in turns."""
-    from edgeship.pipeline.commands.files import runtime_of
-    from edgeship.pipeline.console import StepProgress
-    from edgeship.pipeline.machine import machine_facts
-    from edgeship.pipeline.measure import Schedule, Subject, measure
-
-    names = unique_names(models)
-    before = read_baseline(baseline) if baseline else {}
-    subjects = [Subject(runtime_of(model), model) for model in models]
-    with StepProgress("bench") as progress:
-        measured = measure(subjects, None, Schedule(threads, runs, warmup), lambda d, t: progress(d, t, "inferences"))
-    results = {name: value.to_json() for name, value in zip(names, measured, strict=True)}
-    if as_json:
-        click.echo(json.dumps({"machine": machine_facts(), "models": results}, indent=2))
-    else:
-        click.echo(_table(results))
-    slower = [
-        f"{name}: median {result['median_ms']:.3f} ms, {100 * (result['median_ms'] / before[name] - 1):.1f} % over "
-        f"{before[name]:.3f} ms; accepted: at most {max_regression:g} %"
-        for name, result in results.items()
-        if name in before and result["median_ms"] > before[name] * (1 + max_regression / 100)
-    ]
-    if slower:
-        raise GateError("\n".join([f"slower than the baseline: {slower[0]}", *(f"  - {line}" for line in slower[1:])]))
-
-
-def unique_names(models: Sequence[Path]) -> list[str]:
-    """What each model is called in the results: its path as given. Raises InputError for one given twice."""
-    names = [model.as_posix() for model in models]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{twice[0]} was given twice")
-    return names
-
-
-def read_baseline(path: Path) -> dict[str, float]:
-    """Median milliseconds by model from the JSON of an earlier `bench`. Raises InputError when it is something else."""
-    try:
-        models = json.loads(path.read_text())["models"]
-        return {str(name): float(result["median_ms"]) for name, result in models.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"--baseline {path} is not the JSON of an earlier bench: {error}") from None
-
-
-def _table(results: dict[str, dict[str, Any]]) -> str:
-    width = max(len(name) for name in results)
-    first = next(iter(results.values()))["median_ms"]
-    return "\n".join(
-        f"{name:<{width}}  median {r['median_ms']:.3f} ms  p90 {r['p90_ms']:.3f}  IQR {r['iqr_ms']:.3f}  "
-        f"{first / r['median_ms']:.2f}x{'  noisy' if r['noisy'] else ''}"
-        for name, r in results.items()
-    )
-
-
-COMMANDS = (compare, evaluate, bench)
+COMMANDS = (compare, evaluate)

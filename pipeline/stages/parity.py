@@ -1,5 +1,6 @@
 """Returns how far each artifact, in its real runtime, is from the quantized reference it was made from.
 
+The artifacts run on the recipe's device, the reference always here.
 The reference is the quantized model as the target's runtime reads it, run with ONNX Runtime's graph optimisations off.
 Also found here, because it is what makes an artifact leave its reference on other machines than this one: layers whose
 kernels can saturate on x86 without VNNI, proved from the weights and counted by emulation on the samples, so that the
@@ -11,10 +12,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.artifacts import artifact_path
 from edgeship.pipeline.compare import Comparison
+from edgeship.pipeline.devices.base import open_device
+from edgeship.pipeline.devices.session import open_on
 from edgeship.pipeline.judging import jury_digest, open_jury
 from edgeship.pipeline.saturation import saturation_facts
 from edgeship.pipeline.stage import Stage, StageContext
@@ -41,20 +45,23 @@ def run(context: StageContext) -> None:
     quantized = {scheme: load_onnx(path) for scheme, path in files.items()}
     references, referred = _references({name: quantized[scheme] for name, scheme in schemes.items()})
     artifacts = {name: context.inputs["convert"] / artifact_path(name) for name in context.targets}
-    sessions = {name: load(name).open(path) for name, path in artifacts.items()}
+    device = open_device(recipe.device, recipe.devices)
     comparisons = {name: Comparison(output_steps(quantized[schemes[name]])) for name in context.targets}
-    for done, sample in enumerate(samples):
-        context.progress(done, len(samples), "samples")
-        expected = {key: reference.run(sample.feeds) for key, reference in references.items()}
-        for name, session in sessions.items():
-            comparisons[name].update(expected[referred[name]], session.run(sample.feeds))
-    context.progress(len(samples), len(samples), "samples")
+    with device, ExitStack() as stack:
+        sessions = {name: stack.enter_context(open_on(device, name, path)) for name, path in artifacts.items()}
+        for done, sample in enumerate(samples):
+            context.progress(done, len(samples), "samples")
+            expected = {key: reference.run(sample.feeds) for key, reference in references.items()}
+            for name, session in sessions.items():
+                comparisons[name].update(expected[referred[name]], session.run(sample.feeds))
+        context.progress(len(samples), len(samples), "samples")
     del sessions, references
     facts = {}
     for name in context.targets:
         share = load(name).integer_share(artifacts[name])
         facts[name] = {
             **_figures(comparisons[name]),
+            "device": device.address,
             "data": jury.kind,
             "weights": schemes[name],
             "saturation": saturation_facts(name, files[schemes[name]], samples),
@@ -110,6 +117,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
         "samples": recipe.parity.samples,
         "weights": {name: recipe.weight_scheme(name) for name in targets},
         "cpu": cpu_key(),
+        "place": {"device": recipe.device, "devices": recipe.dump("devices")},
     }
 
 

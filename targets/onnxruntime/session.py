@@ -114,15 +114,25 @@ class OnnxSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch. Raises InputError for feeds that do not fit, StageError when running fails."""
-        self._check(feeds)
-        adapted = {
-            name: self._ports.get(name, Port()).enter(np.asarray(values)).astype(self._dtypes[name], copy=False)
-            for name, values in feeds.items()
-        }
+        adapted = {info.name: values for info, values in zip(self._inputs, self.enter(feeds), strict=True)}
         try:
             results = self._session.run(None, adapted)
         except Exception as error:  # see `start`
             raise StageError(f"ONNX Runtime failed while running {self._where}: {reason(error)}") from error
+        return self.leave(results)
+
+    def enter(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The artifact's own inputs. Raises InputError for feeds that do not fit."""
+        self._check(feeds)
+        return [
+            self._ports.get(info.name, Port())
+            .enter(np.asarray(feeds[info.name]))
+            .astype(self._dtypes[info.name], copy=False)
+            for info in self._inputs
+        ]
+
+    def leave(self, results: Sequence[Array]) -> dict[str, Array]:
+        """The outputs by name of the artifact's own."""
         return {
             info.name: self._ports.get(info.name, Port()).leave(np.asarray(values)).astype(info.dtype, copy=False)
             for info, values in zip(self._outputs, results, strict=True)

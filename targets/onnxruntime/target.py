@@ -11,7 +11,7 @@ from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.readback import AXIS_OPSET, read_back
 from edgeship.calibration.types import Finding, QuantRules, WeightScheme
-from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
+from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
 from edgeship.targets.onnxruntime.border import change_border, check_border
 from edgeship.targets.onnxruntime.dynamic import make_dynamic, simulated
 from edgeship.targets.onnxruntime.operators import without_kernel
@@ -83,6 +83,12 @@ class OnnxRuntime:
         from edgeship.targets.onnxruntime.share import integer_share
 
         return integer_share(artifact)
+
+    def profile(self, artifact: Path, threads: int = 1, runs: int = 50) -> list[OperatorTime]:
+        """The time of each kernel, from ONNX Runtime's profiler."""
+        from edgeship.targets.onnxruntime.profile import profile
+
+        return profile(artifact, threads, runs)
 
 
 def _read_back(model: ir.Model) -> ir.Model:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeship.targets.base import Availability, ConvertOptions, IntegerShare
+from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,6 +75,12 @@ class TFLiteTarget:
         from edgeship.targets.tflite.share import integer_share
 
         return integer_share(artifact)
+
+    def profile(self, artifact: Path, threads: int = 1, runs: int = 50) -> list[OperatorTime]:
+        """The time of each operator, timed alone."""
+        from edgeship.targets.tflite.profile import profile
+
+        return profile(artifact, threads, runs)
 
 
 def _version(package: str) -> str:

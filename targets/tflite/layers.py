@@ -32,7 +32,7 @@ class TFLiteLayers:
         model.signatureDefs = []
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / path.name
-            probe.write_bytes(_packed(model))
+            probe.write_bytes(packed(model))
             self._session = TFLiteSession(probe)
         self.inputs = self._session.inputs
 
@@ -60,7 +60,8 @@ def _step(tensor: Any) -> tuple[float, int]:
     return float(scales[0]), int(quantization.zeroPoint[0])
 
 
-def _packed(model: Any) -> bytes:
+def packed(model: Any) -> bytes:
+    """The file of a model that was read and changed."""
     import flatbuffers
 
     schema_module()

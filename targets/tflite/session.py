@@ -87,15 +87,27 @@ class TFLiteSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Raises InputError for a missing input or a shape the model does not take."""
-        values = [self._fed(port, feeds) for port in self._inputs]
+        values = self.enter(feeds)
         self._fit(values)
         for port, value in zip(self._inputs, values, strict=True):
             self._interpreter.set_tensor(port.index, value)
+        self.invoke()
+        return self.leave([self._value(port.index) for port in self._outputs])
+
+    def invoke(self) -> None:
+        """Computes once more from the inputs of the last `run`; its outputs stay inside."""
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise StageError(f"the TFLite interpreter failed: {_first_line(error)}") from error
-        return {port.info.name: port.outward(self._value(port.index)) for port in self._outputs}
+
+    def enter(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The artifact's own inputs. Raises InputError for a missing input or a shape the model does not take."""
+        return [self._fed(port, feeds) for port in self._inputs]
+
+    def leave(self, results: Sequence[Array]) -> dict[str, Array]:
+        """The outputs by name of the artifact's own."""
+        return {port.info.name: port.outward(value) for port, value in zip(self._outputs, results, strict=True)}
 
     def _value(self, index: int) -> Array:
         """The content of an output; the interpreter cannot read a tensor without elements, such as boxes not found."""

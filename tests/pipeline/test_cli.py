@@ -230,20 +230,40 @@ def test_evaluate_without_labels_says_what_is_missing(tmp_path: Path, model: Pat
 
 
 def test_bench_compares_with_a_baseline(tmp_path: Path, model: Path) -> None:
-    result = run("bench", model, "--runs", "5", "--warmup", "1", "--json")
-    measured = json.loads(result.stdout)
-    assert measured["models"][model.as_posix()]["runs"] == 5
+    """The baseline's times are made a thousand times longer or shorter: no state of this machine explains that."""
+    words = ("bench", model, "--runs", "12", "--warmup", "1")
+    measured = json.loads(run(*words, "--json").stdout)
+    own = measured["models"][model.as_posix()]
+    assert own["runs"] == 12
     baseline = tmp_path / "baseline.json"
-    measured["models"][model.as_posix()]["median_ms"] = 1e9
+    times = own["nanoseconds"]
+    own["nanoseconds"] = [1000 * value for value in times]
     baseline.write_text(json.dumps(measured))
-    assert run("bench", model, "--runs", "5", "--baseline", baseline).exit_code == 0
-    measured["models"][model.as_posix()]["median_ms"] = 1e-9
+    faster = run(*words, "--baseline", baseline, "--json")
+    assert faster.exit_code == 0
+    assert json.loads(faster.stdout)["regression"][model.as_posix()]["decision"] == "within"
+    own["nanoseconds"] = [value // 1000 for value in times]
     baseline.write_text(json.dumps(measured))
-    slower = run("bench", model, "--runs", "5", "--baseline", baseline)
+    slower = run(*words, "--baseline", baseline)
     assert slower.exit_code == 3
     assert last_line(slower).startswith("edgeship: slower than the baseline: ")
+    few = run("bench", model, "--runs", "3", "--baseline", baseline)
+    assert few.exit_code == 0
+    assert "too few runs" in few.stderr
     baseline.write_text("[]")
-    assert run("bench", model, "--runs", "5", "--baseline", baseline).exit_code == 2
+    assert run(*words, "--baseline", baseline).exit_code == 2
+
+
+def test_bench_sweeps_threads_and_profiles_operators(model: Path) -> None:
+    result = run("bench", model, "--runs", "6", "--warmup", "0", "--threads", "1,2", "--profile", "--json")
+    facts = json.loads(result.stdout)["models"][model.as_posix()]
+    assert facts["threads"] == 1
+    assert list(facts["sweep"]) == ["2"]
+    assert facts["sweep"]["2"]["threads"] == 2
+    assert {"name", "operator", "us"} == set(facts["profile"][0])
+    assert run("bench", model, "--threads", "0").exit_code == 2
+    assert run("bench", model, "--device", "nonsense").exit_code == 2
+    assert run("bench", model, "--device", "ssh://nobody@localhost:1", "--profile").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["simplify", "convert", "quantize", "inspect", "bench", "evaluate"])

@@ -1,0 +1,1 @@
+"""Where artifacts run: this machine, or another one over ssh or adb."""
