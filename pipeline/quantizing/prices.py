@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeship.pipeline.benchmark.measure import Schedule, measure
+from edgeship.pipeline.benchmark.statistics import Measurement, ratio
+from edgeship.pipeline.devices.worker import Subject
 from edgeship.pipeline.golden import read_golden
-from edgeship.pipeline.measure import Measurement, Schedule, Subject, measure
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,7 +39,7 @@ def measure_models(context: StageContext, models: Mapping[str, ir.Model]) -> dic
             for place, model in enumerate(models.values()):
                 path = Path(folder) / f"{place}{target.suffix}"
                 path.write_bytes(target.convert(model, ConvertOptions()))
-                subjects.append(Subject(name, path))
+                subjects.append(Subject(name, path, context.recipe.benchmark.threads))
             times = _measured(context, subjects)
         found[name] = [
             {"name": label, "median_ms": round(ms, 4), "noisy": noisy}
@@ -50,20 +52,22 @@ def _measured(context: StageContext, subjects: Sequence[Subject]) -> list[tuple[
     """Median milliseconds of each, and whether they scatter."""
     feeds = read_golden(context.inputs["export"] / "golden.npz").feeds[0] if "export" in context.inputs else None
     settings = context.recipe.benchmark
-    schedule = Schedule(settings.threads, min(RUNS, settings.runs), min(WARMUP, settings.warmup))
+    schedule = Schedule(min(RUNS, settings.runs), min(WARMUP, settings.warmup), launches=1)
     first, rest = subjects[0], subjects[1:]
     times: list[tuple[float, bool]] = []
     for group in _groups(rest, AT_ONCE - 1):
         taken = measure([first, *group], feeds, schedule, lambda d, t: context.progress(d, t, "inferences"))
         if not times:
-            times.append(_figures(taken[0], 1.0))
-        scale = times[0][0] / taken[0].median_ms
-        times += [_figures(each, scale) for each in taken[1:]]
-    return times or [_figures(measure([first], feeds, schedule)[0], 1.0)]
+            times.append((taken[0].median_ms, taken[0].noisy))
+        times += [_scaled(each, taken[0], times[0][0]) for each in taken[1:]]
+    if not times:
+        (alone,) = measure([first], feeds, schedule)
+        times.append((alone.median_ms, alone.noisy))
+    return times
 
 
-def _figures(measurement: Measurement, scale: float) -> tuple[float, bool]:
-    return measurement.median_ms * scale, measurement.noisy
+def _scaled(measurement: Measurement, first: Measurement, first_ms: float) -> tuple[float, bool]:
+    return ratio(measurement, first).value * first_ms, measurement.noisy
 
 
 def _groups(items: Sequence[Subject], size: int) -> Iterator[list[Subject]]:
