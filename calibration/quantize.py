@@ -17,6 +17,7 @@ from edgeship.calibration.convergence import Convergence, Watch
 from edgeship.calibration.overrides import Override, check_scales, make_observers, rules_with_floats, wide_nodes
 from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
+from edgeship.calibration.refine import Refinement
 from edgeship.calibration.silhouette import Silhouette
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
 from edgeship.calibration.wide import widen
@@ -38,7 +39,7 @@ class Calibration:
     algorithm: str
     samples: int
     observers: Mapping[str, Observer]
-    refinements: tuple[str, ...]
+    refinements: Mapping[str, Refinement]
     overrides: tuple[Override, ...]
     statistics: Mapping[str, Mapping[str, Statistic]]
     silhouettes: Mapping[str, Silhouette]
@@ -50,7 +51,7 @@ class Calibration:
         plan = make_plan(self.model, self.rules, self.observers)
         if weights == "pair_limited":
             plan = refine.load("pair_limit").refine(self.model, plan, {}, weights)
-        for name, refinement in refine.load_all(self.refinements).items():
+        for name, refinement in self.refinements.items():
             plan = refinement.refine(self.model, plan, self.statistics[name], weights)
         check_scales(plan, self.overrides)
         wide = wide_nodes(self.model, plan, self.overrides)
@@ -75,7 +76,7 @@ class Calibration:
         return apply_plan(self.model, plan, facts)
 
 
-def calibrate(  # noqa: PLR0913 - five of nine are keyword-only options
+def calibrate(  # noqa: PLR0913 - six of ten are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: QuantRules,
@@ -85,15 +86,16 @@ def calibrate(  # noqa: PLR0913 - five of nine are keyword-only options
     refinements: Sequence[str] = REFINEMENTS,
     overrides: Sequence[Override] = (),
     wide: bool = False,
+    options: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """What one pass over `samples` shows of a float model; `open_model` opens it, with intermediate tensors as outputs.
 
-    A refinement of the model itself goes over `samples` first, which then must not be an iterator. Raises InputError
-    for an unknown algorithm or refinement, an override in vain, no samples, non-finite values, or a model without a
-    node that can be int8.
+    `options` are those of refinements, by name. A refinement of the model itself goes over `samples` first, which then
+    must not be an iterator. Raises InputError for an unknown algorithm or refinement, an override in vain, no samples,
+    non-finite values, or a model without a node that can be int8.
     """
-    loaded = refine.load_all(refinements)
+    loaded = refine.load_all(refinements, options, progress)
     rules = rules_with_floats(model, rules, overrides)
     observers = make_observers(model, rules, algorithm, overrides)
 
@@ -116,7 +118,7 @@ def calibrate(  # noqa: PLR0913 - five of nine are keyword-only options
         algorithm,
         watch.done,
         observers,
-        tuple(loaded),
+        loaded,
         tuple(overrides),
         statistics,
         silhouettes,

@@ -21,6 +21,7 @@ from edgeship.pipeline.section import Section
 
 if TYPE_CHECKING:
     from edgeship.calibration.overrides import Override
+    from edgeship.calibration.reconstruct_options import ReconstructOptions
 
 DataField = Literal["calibration", "evaluation", "labels"]
 GATES: Mapping[str, str] = {
@@ -197,6 +198,23 @@ class QuantizeOverride(Section):
         )
 
 
+class Reconstruct(Section):
+    """How `refine = ["reconstruct"]` looks for the integers that give back each float layer."""
+
+    positions: PositiveInt = Field(default=512, description="output positions of each sample that are looked at")
+    sweeps: PositiveInt = Field(default=4, description="rounds over a layer's weights, for each strength of the ridge")
+    memory_mb: PositiveInt = Field(
+        default=1024, description="for the samples' values; fewer samples are used where they do not fit"
+    )
+    seed: NonNegativeInt = Field(default=0, description="draws the positions")
+
+    def as_options(self) -> ReconstructOptions:
+        """The same, as calibration takes it."""
+        from edgeship.calibration.reconstruct_options import ReconstructOptions
+
+        return ReconstructOptions(self.positions, self.sweeps, self.memory_mb, self.seed)
+
+
 class Quantize(Section):
     """How the integers are chosen."""
 
@@ -226,6 +244,7 @@ class Quantize(Section):
         "top-1 on the calibration samples (without labels: percent of other decisions)",
     )
     revert: Literal["float", "int16"] = Field(default="float", description="what `max_drop` puts layers back to")
+    reconstruct: Reconstruct = Field(default_factory=Reconstruct, description="how layers are reconstructed")
     override: tuple[QuantizeOverride, ...] = Field(
         default=(), description="[[quantize.override]] tables; the last that matches a tensor wins"
     )

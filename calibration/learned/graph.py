@@ -9,7 +9,7 @@ as if every sample ran alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ class TorchGraph(nn.Module):
         found = {name: self.get_buffer(buffer) for name, buffer in self._buffers_by_value.items()}
         return {**found, **self._settings}
 
-    def run_step(self, step: Step, values: dict[str, Tensor]) -> None:
+    def run_step(self, step: Step, values: MutableMapping[str, Tensor]) -> None:
         """Nothing; the results of `step` are in `values`, where its inputs were."""
         inputs = [None if name is None else values[name] for name in step.inputs]
         call = Call(step.name, step.op_type, self.opset, step.attributes, inputs, len(step.outputs))

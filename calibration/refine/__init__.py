@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
+from edgeship.calibration.collect import Progress, Statistic
 from edgeship.calibration.errors import InputError, nearest
 from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
 
@@ -35,6 +35,10 @@ class Refinement:
 
     step: ClassVar[Step] = "biases"
 
+    def configured(self, options: object, progress: Progress | None) -> Refinement:
+        """The same with options of its own kind (None: its defaults), and told who watches."""
+        return self
+
     def prepare(self, model: ir.Model, rules: QuantRules, observe: Observe) -> ir.Model:
         """The float model to calibrate: a new one that computes the same, or `model`. `observe` costs a pass."""
         return model
@@ -48,6 +52,10 @@ class Refinement:
     ) -> QuantPlan:
         """The refined plan; `seen` is what `statistics` asked for, after all samples."""
         return plan
+
+    def report(self) -> Mapping[str, Any]:
+        """What was changed, as plain values for plan.json; empty where there is nothing to tell."""
+        return {}
 
 
 def names() -> Sequence[str]:
@@ -67,8 +75,13 @@ def load(name: str) -> Refinement:
     return cast(Refinement, importlib.import_module(f"{__name__}.{name}").REFINEMENT)
 
 
-def load_all(wanted: Iterable[str]) -> dict[str, Refinement]:
-    """The refinements called so, in the order they are applied. Raises InputError for one that cannot be asked for."""
+def load_all(
+    wanted: Iterable[str], options: Mapping[str, object] | None = None, progress: Progress | None = None
+) -> dict[str, Refinement]:
+    """The refinements called so with their `options`, in the order they are applied.
+
+    Raises InputError for one that cannot be asked for.
+    """
     asked = list(wanted)
     for name in asked:
         if asked.count(name) > 1:
@@ -78,5 +91,5 @@ def load_all(wanted: Iterable[str]) -> dict[str, Refinement]:
                 f"refinement {name!r} is not asked for by name: `weights` of [quantize] or of a target says which "
                 f"artifact gets it; accepted: {', '.join(choices())}"
             )
-    loaded = {name: load(name) for name in asked}
+    loaded = {name: load(name).configured((options or {}).get(name), progress) for name in asked}
     return dict(sorted(loaded.items(), key=lambda item: STEPS.index(item[1].step)))

@@ -32,7 +32,7 @@ class Quantized:
         return next(iter(self.plans.values()))
 
 
-def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
+def quantize_model(  # noqa: PLR0913 - eight of eleven are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: Sequence[QuantRules],
@@ -43,12 +43,14 @@ def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
     refinements: Sequence[str] = ("bias_correction",),
     overrides: Sequence[Override] = (),
     wide: bool = False,
+    options: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """The model quantized under the strictest of `rules`, once per weight scheme, after one pass over `samples`.
 
-    `wide`: activations of 16 bits. Raises InputError for unusable samples, an unknown algorithm or refinement, an
-    override in vain, rules that exclude each other, or a model without a node that can be int8. `model` stays as it is.
+    `wide`: activations of 16 bits; `options`: those of refinements, by name. Raises InputError for unusable samples, an
+    unknown algorithm or refinement, an override in vain, rules that exclude each other, or a model without a node that
+    can be int8. `model` stays as it is.
     """
     from edgeship.calibration.quantize import calibrate
     from edgeship.targets.onnxruntime import open_float
@@ -67,6 +69,7 @@ def quantize_model(  # noqa: PLR0913 - seven of ten are keyword-only options
         refinements=refinements,
         overrides=overrides,
         wide=wide,
+        options=options,
         progress=progress,
     )
     return planned(calibration, schemes)
@@ -123,6 +126,7 @@ def describe(result: Quantized) -> dict[str, Any]:
         "rules": seen.rules.name,
         "algorithm": seen.algorithm,
         "refinements": list(seen.refinements),
+        "refined": {name: each.report() for name, each in seen.refinements.items() if each.report()},
         "samples": seen.samples,
         "overrides": [asdict(override) for override in seen.overrides],
         "int8_nodes": list(plan.int8_nodes),

@@ -90,6 +90,7 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         refinements=settings.refine,
         overrides=[wish.as_override() for wish in settings.override],
         wide=settings.mode == "int16",
+        options={"reconstruct": settings.reconstruct.as_options()},
         progress=context.progress,
     )
     found = search(context, model, samples, result)
