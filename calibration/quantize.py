@@ -51,7 +51,10 @@ class Calibration:
         plan = make_plan(self.model, self.rules, self.observers)
         if weights == "pair_limited":
             plan = refine.load("pair_limit").refine(self.model, plan, {}, weights)
+        settled = any(refinement.settles_biases for refinement in self.refinements.values())
         for name, refinement in self.refinements.items():
+            if settled and refinement.step == "biases":
+                continue
             plan = refinement.refine(self.model, plan, self.statistics[name], weights)
         check_scales(plan, self.overrides)
         wide = wide_nodes(self.model, plan, self.overrides)

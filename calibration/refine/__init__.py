@@ -34,6 +34,8 @@ class Refinement:
     """Improves what calibration makes; every method may be left as it is here, doing nothing."""
 
     step: ClassVar[Step] = "biases"
+    settles_biases: ClassVar[bool] = False
+    """Whether it leaves biases that those of the last step would only undo: they are passed over then."""
 
     def configured(self, options: object, progress: Progress | None) -> Refinement:
         """The same with options of its own kind (None: its defaults), and told who watches."""

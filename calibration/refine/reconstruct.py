@@ -48,6 +48,7 @@ class Reconstruct(Refinement):
     """The refinement: keeps inputs during calibration, then walks through the layers with them."""
 
     step = "weights"
+    settles_biases = True
 
     def __init__(self, options: ReconstructOptions | None = None, progress: Progress | None = None) -> None:
         self._options = options or ReconstructOptions()

@@ -139,6 +139,8 @@ def test_it_composes_with_what_comes_before_and_after(
     plan, quantized = refined(model, rules, open_float, chain)
     alone, _ = refined(model, rules, open_float, ["reconstruct"])
     assert plan.digest() != alone.digest()
+    beside, _ = refined(model, rules, open_float, ["reconstruct", "bias_correction"])
+    assert beside.digest() == alone.digest()  # its biases make good more than the correction knows of
     _, nearest = refined(model, rules, open_float, ["equalize", "bias_correction"])
     assert errors(model, quantized, run_exactly)["y"] <= 1.05 * errors(model, nearest, run_exactly)["y"]
 
