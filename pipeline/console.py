@@ -56,6 +56,7 @@ class LineWatch:
     def __init__(self, name: str = "") -> None:
         self._stage = name
         self._begun = self._said = time.monotonic()
+        self._first, self._last, self._total = 0, 0, 0
 
     def __enter__(self) -> Events:
         return self
@@ -68,16 +69,19 @@ class LineWatch:
     def started(self, stage: str) -> None:
         """Says which stage begins."""
         self._stage, self._begun = stage, time.monotonic()
-        self._said = self._begun
+        self._said, self._first, self._last, self._total = self._begun, 0, 0, 0
         click.echo(f"{stage} ...", err=True)
 
     def progress(self, done: int, total: int, what: str = "") -> None:
         """Says how far the stage is, every ten seconds."""
         now = time.monotonic()
-        if now - self._said < LINE_EVERY or not done:
+        if done < self._last or total != self._total:  # something else begins, or goes on where a killed run was
+            self._begun, self._first, self._total = now, done, total
+        self._last = done
+        if now - self._said < LINE_EVERY or done <= self._first:
             return
         self._said = now
-        left = (now - self._begun) / done * (total - done)
+        left = (now - self._begun) / (done - self._first) * (total - done)
         click.echo(f"{self._stage}: {done} of {total} {what}, about {duration(left)} left", err=True)
 
     def finished(self, result: StageResult) -> None:
@@ -117,6 +121,9 @@ class TerminalWatch:
             self._bar.start()
             self._task = self._bar.add_task(self._stage, total=total)
         if self._task is not None:
+            task = self._bar.tasks[0]
+            if done < task.completed or total != task.total:  # something else begins: its speed is another
+                self._bar.reset(self._task, total=total, completed=done)
             self._bar.update(self._task, completed=done, total=total, description=f"{self._stage}  {what}")
 
     def finished(self, result: StageResult) -> None:

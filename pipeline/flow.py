@@ -27,12 +27,23 @@ from edgeship.pipeline.workspace import Artifact, StageRecord, Workspace, sha256
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
-STAGES = tuple(name for name in ORDER if name != "compress")
-"""The stages there are, in order; "compress" keeps its place in ORDER, and so its number."""
+STAGES = ORDER
+"""The stages there are, in order; a recipe without [compress] has no compress stage."""
 
 LIBRARIES = (
-    *("ai-edge-litert", "flatbuffers", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "onnxsim", "pillow"),
-    *("safetensors", "tensorflow", "torch"),
+    *(
+        "accelerate",
+        "ai-edge-litert",
+        "flatbuffers",
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxscript",
+        "onnxsim",
+        "pillow",
+    ),
+    *("safetensors", "tensorflow", "torch", "torch-pruning"),
 )
 """The libraries whose version can change what a stage makes."""
 
@@ -143,16 +154,19 @@ class Flow:
 
         Raises InputError for what is missing or cannot be read.
         """
+        for option, name in (("--from", self.span.start), ("--to", self.span.stop)):
+            if any(stage.name == name and not stage.applies(self.recipe) for stage in self.stages):
+                raise InputError(f"{option} {name}: {self.recipe.path.name} has no [{name}] table")
         for stage in self._included():
             stage.settings(self.recipe, self.targets)
             for path in stage.files(self.recipe):
                 _readable(stage.name, path)
 
     def _included(self) -> list[Stage]:
-        return [stage for stage in self.stages if self.span.includes(stage.name)]
+        return [stage for stage in self.stages if self.span.includes(stage.name) and stage.applies(self.recipe)]
 
     def _up_to_date(self, stage: Stage) -> StageResult:
-        needed = {name: self.records[name].digests for name in stage.needs}
+        needed = {name: self.records[name].digests for name in stage.needs if name in self.records}
         key = stage_key(stage, self.recipe, self.targets, needed)
         record = self.workspace.record(stage.name)
         cached = (
@@ -178,6 +192,7 @@ class Flow:
             folder=self.workspace.begin(stage.name),
             progress=self.events.progress,
             cache=self.workspace.cache,
+            kept=self.workspace.kept(stage.name, key),
         )
         try:
             _make(stage, context)

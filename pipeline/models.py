@@ -42,6 +42,14 @@ def require_torch() -> ModuleType:
     return torch
 
 
+def require_training() -> None:
+    """Raises InputError with the command that installs what training needs, where it is missing."""
+    require_torch()
+    missing = [name for name in ("accelerate", "matplotlib", "torch_pruning") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"training needs {', '.join(missing)}, not installed here; pip install edgeship[train]")
+
+
 def open_source_session(recipe: Recipe) -> Session:
     """The recipe's model as its own framework runs it, with the names and shapes that its export has."""
     path = recipe.source_path
@@ -84,18 +92,26 @@ def build_module(
     `load_weights` does.
     """
     torch = require_torch()
-    with _imported(source) as module:
-        build = _attribute(module, factory, source)
-        try:
-            model = build(**(args or {}))
-        except Exception as error:
-            raise InputError(f"{source}:{factory} failed: {type(error).__name__}: {error}") from error
+    model = call_factory(source, factory, args or {})
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{source}:{factory} returned {type(model).__name__}; accepted: a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights)
     check_finite(model.state_dict(), weights or source)
     return model.cpu().float().eval()  # type: ignore[no-any-return]  # torch is imported late, as Any
+
+
+def call_factory(source: Path | str, factory: str, args: Mapping[str, Any]) -> Any:
+    """What the function of a user's `.py` file (Path) or module (str) returns.
+
+    Raises InputError when the code cannot be imported, has no such function, or fails.
+    """
+    with _imported(source) as module:
+        build = _attribute(module, factory, source)
+        try:
+            return build(**args)
+        except Exception as error:
+            raise InputError(f"{source}:{factory} failed: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager

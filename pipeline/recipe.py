@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compress_sections import Compress
 from edgeship.pipeline.recipe_sections import (
     GATES,
     Benchmark,
@@ -48,6 +50,7 @@ class Recipe(Section):
     model: Model
     input: Input = Input()
     data: Data = Data()
+    compress: Compress | None = Field(default=None, description="make it smaller first, with training")
     quantize: Quantize = Quantize()
     targets: dict[str, TargetOptions] = Field(min_length=1, description="one table per target")
     gates: dict[str, float] = Field(default_factory=dict, description="a gate nobody sets is not a gate")
@@ -197,13 +200,19 @@ class Recipe(Section):
         count = self.data.evaluation_samples
         return samples if count is None else samples.take(count, self.data.seed)
 
-    def data_digest(self, field: Literal["calibration", "evaluation"]) -> str | None:
+    def pixel_samples(self, field: DataField, inputs: Mapping[str, Sequence[int]]) -> Samples:
+        """The samples of `data.<field>` without the preprocessing's last step: images as pixels, 0..255."""
+        count = {"training": self.data.training_samples, "evaluation": self.data.evaluation_samples}.get(field)
+        samples = self._samples(field, inputs, pixels=True)
+        return samples if count is None else samples.take(count, self.data.seed)
+
+    def data_digest(self, field: Literal["calibration", "evaluation", "training"]) -> str | None:
         """SHA-256 over the contents of the samples of `data.<field>` and their preprocessing; None when unset."""
         if field not in self._digests:
             self._digests[field] = self._data_digest(field)
         return self._digests[field]
 
-    def _data_digest(self, field: Literal["calibration", "evaluation"]) -> str | None:
+    def _data_digest(self, field: Literal["calibration", "evaluation", "training"]) -> str | None:
         from edgeship.pipeline.workspace import sha256_of
 
         path = self.data_path(field)
@@ -214,10 +223,14 @@ class Recipe(Section):
         stand_in = {} if self.input.shape else {"input": (1, 1 if self.input.color == "gray" else 3, 1, 1)}
         if field == "calibration":
             return self.calibration_samples(stand_in).digest()
+        if field == "training":
+            return self.pixel_samples(field, stand_in).digest()
         samples = self.evaluation_samples(stand_in)
         return None if samples is None else samples.digest()
 
-    def _samples(self, field: DataField, inputs: Mapping[str, Sequence[int]] | None) -> Samples:
+    def _samples(
+        self, field: DataField, inputs: Mapping[str, Sequence[int]] | None, *, pixels: bool = False
+    ) -> Samples:
         from edgeship.calibration.samples.data import open_samples
 
         path = self.data_path(field)
@@ -225,11 +238,14 @@ class Recipe(Section):
             raise InputError(f"{self.path.name}: data.{field} is not set")
         name = self.input.name or next(iter(inputs or ()), "input")
         is_arrays = path.suffix.lower() == ".npz" and path.is_file()
+        preprocessing = None if is_arrays else self.preprocessing((inputs or {}).get(name))
+        if preprocessing is not None and pixels:
+            preprocessing = replace(preprocessing, mean=(0.0,), std=(1.0,))
         return open_samples(
             path,
             root=self.data_root,
             input_name=name,
-            preprocessing=None if is_arrays else self.preprocessing((inputs or {}).get(name)),
+            preprocessing=preprocessing,
             labels=self.data_path("labels") if field == "evaluation" else None,
             shapes=inputs if is_arrays else None,
         )

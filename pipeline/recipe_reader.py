@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -113,7 +114,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         if target not in known
     ]
     problems += [*_source_problems(recipe), *_algorithm_problems(recipe), *_channel_problems(recipe)]
-    problems += _device_problems(recipe)
+    problems += [*_device_problems(recipe), *_compress_problems(recipe, known)]
     if problems:
         raise InputError(_sentence(path, problems))
 
@@ -127,6 +128,22 @@ def _source_problems(recipe: Recipe) -> list[str]:
     what = "names no factory" if factory is None else "names a factory in a file that is no Python code"
     accepted = "PATH.py:factory, package.module:factory, model.onnx or model.pt2"
     return [f"model.source: {_shown(source)} {what}; accepted: {accepted}"]
+
+
+def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
+    if recipe.compress is None:
+        return []
+    problems, prune = [], recipe.compress.prune
+    if recipe.source_factory is None:
+        accepted = "PATH.py:factory or package.module:factory"
+        problems.append(f"compress: {recipe.model.source} cannot be trained; accepted for model.source: {accepted}")
+    if prune is not None and prune.latency_target not in targets:
+        hint = did_you_mean(prune.latency_target, targets)
+        problems.append(f"compress.prune.latency_target: unknown target {prune.latency_target!r}{hint}")
+    if (recipe.data.training is None) == (recipe.data.loaders is None):
+        seen = "neither is set" if recipe.data.training is None else "both are set"
+        problems.append(f"data.training, data.loaders: {seen}; accepted with [compress]: one of them")
+    return problems
 
 
 def _algorithm_problems(recipe: Recipe) -> list[str]:
@@ -226,12 +243,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _inside(annotation: Any) -> Any:
+    """`X` for `X | None`."""
+    parts = [each for each in get_args(annotation) if each is not type(None)]
+    return parts[0] if get_origin(annotation) is UnionType and len(parts) == 1 else annotation
+
+
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     """The keys that exist at a place of the recipe."""
     model: Any = Recipe
     for part in location:
         if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[str(part)].annotation
+            model = _inside(model.model_fields[str(part)].annotation)
         elif get_origin(model) is dict:
             model = get_args(model)[1]
         elif get_origin(model) is tuple:

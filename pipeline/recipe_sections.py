@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeship.calibration.overrides import Override
     from edgeship.calibration.reconstruct_options import ReconstructOptions
 
-DataField = Literal["calibration", "evaluation", "labels"]
+DataField = Literal["calibration", "evaluation", "labels", "training"]
 GATES: Mapping[str, str] = {
     "accuracy.max_drop": "largest drop of top-1 against fp32, in percentage points",
     "accuracy.min_top1": "smallest top-1 of the artifact, in percent",
@@ -158,6 +158,13 @@ class Data(Section):
     root: Place = Field(default=".", description="the folder that file names in the lists are relative to")
     calibration: Place | None = Field(default=None, description="a CSV (file[,label]), a folder of images, or an .npz")
     evaluation: Place | None = Field(default=None, description="the same kinds; other samples than the calibration's")
+    training: Place | None = Field(default=None, description="the same kinds, with classes: to train on")
+    training_samples: PositiveInt | None = Field(default=None, description="train on this many, drawn with `seed`; all")
+    loaders: Place | None = Field(
+        default=None,
+        description="PATH.py:function in place of `training`: returns a loader of batches (inputs, labels), or two, "
+        "the second of which is held out",
+    )
     evaluation_samples: PositiveInt | None = Field(
         default=None, description="judge with this many, drawn with `seed`; all"
     )

@@ -48,6 +48,8 @@ def make_report(
     if "latency" in folders:
         latency = read_json(folders["latency"] / "latency.json")
         report["machine"], report["device"] = latency["machine"], latency["device"]
+    if "compress" in folders:
+        report["compress"] = _compress_facts(folders["compress"])
     for name in targets if "convert" in folders else ():
         report["targets"][name] = _target_facts(recipe, name, folders)
     return report
@@ -85,6 +87,19 @@ def gates_of(recipe: Recipe, workspace: Workspace, targets: Sequence[str], stage
     """All gates that the finished stages can tell of, for all targets."""
     folders = {result.name: workspace.path(result.name) for result in stages}
     return [gate for name in targets for gate in judge_gates(recipe, name, read_results(folders, name))]
+
+
+def _compress_facts(folder: Path) -> dict[str, Any]:
+    """compress.json without the raw times."""
+    facts = dict(read_json(folder / "compress.json"))
+    latency = {
+        name: {
+            key: {k: v for k, v in value.items() if k != "nanoseconds"} if isinstance(value, Mapping) else value
+            for key, value in each.items()
+        }
+        for name, each in facts.pop("latency", {}).items()
+    }
+    return {**facts, **({"latency": latency} if latency else {})}
 
 
 def _stage_facts(result: StageResult) -> dict[str, Any]:

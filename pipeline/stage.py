@@ -26,7 +26,8 @@ class StageContext:
     """What a running stage sees: the recipe, the finished folders it needs, and the folder it may write to.
 
     `folder` is temporary and becomes the stage's own in one rename when `run` returns; a stage writes nowhere else,
-    but to `cache`: what is found there again is only time saved, since its keys say all that it depends on.
+    but to `cache`: what is found there again is only time saved, since its keys say all that it depends on; and to
+    `kept`, which outlives a killed run: the stage finds it again under the same key, until it has finished.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class StageContext:
     folder: Path
     progress: Progress
     cache: Path | None = None
+    kept: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Stage:
     `settings` returns the JSON-serializable part of the recipe that the outputs depend on; `files` the files outside
     the run folder that they depend on; together with the digests of the needed stages' outputs and the code version
     they are the key under which the result is kept. `models` lists the model files made, for the golden check.
+    A stage that does not apply to a recipe is no part of its flow.
     """
 
     name: str
@@ -66,3 +69,4 @@ class Stage:
     run: Callable[[StageContext], None]
     files: Callable[[Recipe], Sequence[Path]] = lambda _: ()
     models: Callable[[Recipe, Sequence[str]], Sequence[ModelOutput]] = lambda _recipe, _targets: ()
+    applies: Callable[[Recipe], bool] = lambda _: True

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeship.pipeline.compress_summary import compress_rows
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -21,6 +23,10 @@ def print_summary(report: Mapping[str, Any], folder: Path, console: Console | No
     out.print(_headline(report), highlight=False)
     out.print()
     out.print(stage_table(report["stages"]))
+    if "compress" in report:
+        out.print()
+        for line in compress_rows(report["compress"]):
+            out.print(line, highlight=False, soft_wrap=True)
     if report["targets"]:
         out.print()
         out.print(target_table(report))

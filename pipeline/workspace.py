@@ -157,6 +157,10 @@ class Workspace:
         folder.mkdir(parents=True)
         return folder
 
+    def kept(self, stage: str, key: str) -> Path:
+        """A folder, not made yet, for what a stage wants to find again after it was killed."""
+        return self.internal / f"kept-{stage}" / key[:16]
+
     def abandon(self, stage: str) -> None:
         """Removes what a failed stage has written so far."""
         shutil.rmtree(self._temporary(stage), ignore_errors=True)
@@ -179,6 +183,7 @@ class Workspace:
         _sync_folder(self.folder)
         shutil.rmtree(retired, ignore_errors=True)
         write_json(self._record_path(stage), asdict(record))
+        shutil.rmtree(self.internal / f"kept-{stage}", ignore_errors=True)
         return record
 
     def _recover(self) -> None:

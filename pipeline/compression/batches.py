@@ -24,9 +24,13 @@ class Batch:
     labels: Tensor | None = None
     indices: Tensor | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]  # inputs are never None
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """The same on another device, images in the memory format."""
+        inputs = self.inputs.to(device)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=memory_format)
+        labels, indices = (None if part is None else part.to(device) for part in (self.labels, self.indices))
+        return Batch(inputs, labels, indices)
 
     def share(self, share: Share) -> Batch:
         """The part of the batch that one of several processes works on."""

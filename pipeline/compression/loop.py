@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
@@ -116,6 +116,11 @@ def make_accelerator(precision: str = "float32") -> Accelerator:
     return Accelerator(mixed_precision=kinds[precision], cpu=not torch.accelerator.is_available())
 
 
+def process_state() -> PartialState:
+    """Which process of how many this is, and whether it is the first."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def share_of(accelerator: Accelerator) -> Share:
     """Which part of each batch is this process's."""
     return Share(accelerator.process_index, accelerator.num_processes)
@@ -130,7 +135,8 @@ class _Training:
         self._share = share_of(self._accelerator)
         self._check_share()
         self._kept = {**run.settings.model_dump(mode="json"), "steps": run.data.steps, **run.identity}
-        run.model.to(self._accelerator.device)
+        self._format = _fastest_format(run.model)
+        run.model.to(self._accelerator.device, memory_format=self._format)  # type: ignore[call-overload]  # torch's stub lacks this form
         model = synchronize_batch_norm(run.model, self._accelerator)
         self._optimizer = make_optimizer(run.model, run.settings)
         self._average = Average(run.model, run.settings.ema) if run.settings.ema else None
@@ -155,6 +161,7 @@ class _Training:
         """Gives the model its own forward pass back, without autocast and synchronization."""
         self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
         release_batch_norm(self._run.model)
+        self._run.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
 
     def _epoch(self) -> None:
         position, run = self._position, self._run
@@ -183,7 +190,7 @@ class _Training:
         rate = learning_rate(self._settings, done, run.data.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        mine = batch.share(self._share).to(self._accelerator.device)
+        mine = batch.share(self._share).to(self._accelerator.device, self._format)
         if not len(mine.inputs):
             raise InputError(f"a batch of {len(batch.inputs)} does not divide among {self._share.count} processes")
         with self._accelerator.autocast():
@@ -320,6 +327,12 @@ def scores_of(outputs: Any) -> Tensor:
         seen = f"the shape {list(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
         raise InputError(f"the model's output has {seen}; accepted for training with labels: [batch, classes]")
     return first
+
+
+def _fastest_format(model: nn.Module) -> torch.memory_format:
+    """Channels last, in which convolutions are trained up to 1.5 times as fast, unless the model has 3D ones."""
+    flat = all(each.dim() != 5 for each in model.state_dict().values())
+    return torch.channels_last if flat else torch.contiguous_format
 
 
 @contextlib.contextmanager

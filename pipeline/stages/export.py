@@ -6,7 +6,6 @@ calibration samples (seeded random inputs where the recipe has none); every late
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,14 @@ import numpy as np
 
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.types import Array, Session
+from edgeship.pipeline.source_files import source_files
 from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.torch_export import TorchSession
 
 MODEL = "model.onnx"
 
@@ -38,15 +39,16 @@ class Export:
     facts: Mapping[str, Any]
 
 
-def export_model(recipe: Recipe) -> Export:
+def export_model(recipe: Recipe, compressed: Path | None = None) -> Export:
     """The recipe's model as ONNX with opset 17 or later, checked against the original.
 
+    `compressed` is the compress stage's folder: its network is exported instead of the recipe's.
     Raises InputError for what the recipe names wrongly, StageError when no faithful export can be made.
     """
     path = recipe.source_path
     if path is not None and path.suffix == ".onnx":
         return _from_onnx(recipe, path)
-    return _from_torch(recipe)
+    return _from_torch(recipe, compressed)
 
 
 def export_recipe(recipe: Recipe, out: Path) -> Export:
@@ -59,16 +61,23 @@ def export_recipe(recipe: Recipe, out: Path) -> Export:
     return result
 
 
-def _from_torch(recipe: Recipe) -> Export:
+def _from_torch(recipe: Recipe, compressed: Path | None) -> Export:
     from edgeship.pipeline.models import open_torch_source
     from edgeship.pipeline.torch_export import export_torch
 
-    session = open_torch_source(recipe)
+    session = open_torch_source(recipe) if compressed is None else _open_compressed(recipe, compressed)
     feeds = _golden_feeds(recipe, {session.input.name: session.input.shape})
     outputs = _run(session, feeds)
     exported = export_torch(session, feeds)
     facts = {"exporter": exported.exporter, "fallback_reason": exported.reason, "largest_error": exported.largest_error}
     return _finished(recipe, exported.model, feeds, outputs, facts)
+
+
+def _open_compressed(recipe: Recipe, folder: Path) -> TorchSession:
+    from edgeship.pipeline.compression.saved import restore
+    from edgeship.pipeline.torch_export import open_torch
+
+    return open_torch(restore(recipe, folder), recipe.input.shape, recipe.input.name)
 
 
 def _from_onnx(recipe: Recipe, path: Path) -> Export:
@@ -164,26 +173,10 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
     }
 
 
-def _files(recipe: Recipe) -> Sequence[Path]:
-    """The model's file, its weights, and the Python files it may import: those beside a `.py`, all of a package."""
-    path, weights = recipe.source_path, recipe.weights_path
-    files = [each for each in (path, weights) if each is not None]
-    package = recipe.model.source.rpartition(":")[0].split(".")[0]
-    if path is None and package:
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            files += [each for place in spec.submodule_search_locations for each in sorted(Path(place).rglob("*.py"))]
-        elif spec is not None and spec.origin and spec.has_location:
-            files.append(Path(spec.origin))
-    if path is not None and path.suffix == ".py":
-        files += sorted(each for each in path.parent.glob("*.py") if each != path)
-    return files
-
-
 def _write(context: StageContext) -> None:
     from edgeship.calibration.onnx_file import to_bytes
 
-    result = export_model(context.recipe)
+    result = export_model(context.recipe, context.inputs.get("compress"))
     (context.folder / MODEL).write_bytes(to_bytes(result.model))
     arrays = {f"input:{name}": np.concatenate([each[name] for each in result.feeds]) for name in result.feeds[0]}
     arrays |= {f"output:{name}": np.concatenate([each[name] for each in result.outputs]) for name in result.outputs[0]}
@@ -196,4 +189,4 @@ def _models(_recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
     return [ModelOutput(MODEL)]
 
 
-STAGE = Stage("export", (), _settings, _write, files=_files, models=_models)
+STAGE = Stage("export", ("compress",), _settings, _write, files=source_files, models=_models)

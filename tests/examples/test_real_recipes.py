@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 EDGESHIP = Path(sys.executable).parent / "edgeship"
 RECIPES = sorted(path for path in (ROOT / "examples").glob("*/*.toml") if path.parent.name != "digits")
 FEW = {"data.evaluation_samples": 60, "parity.samples": 30, "benchmark.runs": 10}
+SHORT = {"data.training_samples": 256, "compress.training.epochs": 1, "compress.training.warmup_epochs": 0.0}
 
 
 def test_there_are_recipes_on_real_models() -> None:
@@ -24,6 +25,8 @@ def test_there_are_recipes_on_real_models() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_recipe_deploys_in_integers_to_both_targets(path: Path, edgeship_data: Path, tmp_path: Path) -> None:
     values = dict(FEW)
+    if "compress" in tomllib.loads(path.read_text()):
+        values |= SHORT
     if "accuracy.max_drop" in tomllib.loads(path.read_text()).get("gates", {}):
         values["gates.accuracy.max_drop"] = 5  # three of 60 images; the recipe's own limit is for hundreds
     options = [option for key, value in values.items() for option in ("--set", f"{key}={value}")]

@@ -60,7 +60,10 @@ def test_help_names_every_command_of_the_contract() -> None:
         (["deploy"], "Error: Missing argument 'RECIPE'."),
         (["depoly"], "Error: No such command 'depoly'. Did you mean 'deploy'?"),
         (["deploy", "nowhere.toml"], "edgeship: there is no recipe nowhere.toml"),
-        (["deploy", "nowhere.toml", "--from", "nowhere"], "edgeship: --from nowhere: no such stage; there are: export"),
+        (
+            ["deploy", "nowhere.toml", "--from", "nowhere"],
+            "edgeship: --from nowhere: no such stage; there are: compress",
+        ),
         (["inspect", "nowhere.onnx"], "nowhere.onnx"),
         (["verify", "nowhere"], "edgeship: there is no release folder nowhere"),
         (["bench", "nowhere.onnx"], "edgeship: there is no file nowhere.onnx"),

@@ -151,7 +151,7 @@ def test_from_in_an_empty_folder_runs_what_is_missing(chain: Chain, recipe: Reci
 
 
 def test_a_span_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(InputError, match="no such stage; there are: export, simplify"):
+    with pytest.raises(InputError, match="no such stage; there are: compress, export"):
         Span(start="exprot")
     with pytest.raises(InputError, match="--from parity comes after --to export"):
         Span(start="parity", stop="export")

@@ -1,0 +1,246 @@
+"""Prints what pruning and distillation cost in accuracy and gain in speed, against dense networks of the same budget.
+
+    EDGESHIP_DATA=... python benchmarks/compression.py --out build/compression --budget reduced
+    EDGESHIP_DATA=... python benchmarks/compression.py --out build/compression --budget cpu      # hours; resumes
+    EDGESHIP_DATA=... python benchmarks/compression.py --out build/compression --budget gpu
+    ... --only resnet20-structured resnet20-dense          # some runs; the table shows what there is
+
+CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
+of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
+float twin on the evaluation images, differences are against the dense run of the same network and seed.
+
+Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
+are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BATCH = 128
+SECONDS = {"resnet20": 0.46, "resnet56": 1.1}
+"""Measured for one step of training on 2 idle cores with AVX2; a teacher's forward pass adds a third of its own."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    images: int
+    epochs: int
+    test_images: int
+    seeds: dict[str, int]
+
+
+BUDGETS = {
+    "reduced": Budget(6_400, 2, 2_000, {"resnet20": 1, "resnet56": 1}),
+    "cpu": Budget(50_000, 5, 10_000, {"resnet20": 3, "resnet56": 1}),
+    "gpu": Budget(50_000, 100, 10_000, {"resnet20": 3, "resnet56": 3}),
+}
+TEACHER = [
+    "compress.distill.teacher.source=${EDGESHIP_DATA}/models/cifar_resnet.py:resnet56",
+    "compress.distill.teacher.weights=${EDGESHIP_DATA}/models/resnet56_cifar10.pt",
+]
+HALF = ["compress.prune.macs=0.476", "compress.prune.layer_limit=0.8"]  # 2.1x fewer
+METHODS: dict[str, dict[str, list[str]]] = {
+    "resnet20": {
+        "dense": [],
+        "structured": HALF,
+        "soft": ["compress.prune.kind=soft", "compress.prune.ratio=0.3", "compress.prune.scope=layer"],
+        "unstructured": ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8"],
+        "distilled": TEACHER,
+        "chain": [*HALF, *TEACHER],
+    },
+    "resnet56": {"dense": [], "structured": HALF, "chain": [*HALF, *TEACHER]},
+}
+
+
+@dataclass(frozen=True)
+class One:
+    """One run: a network, a method and a seed."""
+
+    network: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.method}-{self.seed}"
+
+    def folder(self, out: Path, budget: str) -> Path:
+        return out / budget / self.name
+
+    def command(self, out: Path, budget: str) -> list[str]:
+        size = BUDGETS[budget]
+        sets = [
+            "data.training=cifar10.zip/cifar10/train",
+            f"data.training_samples={size.images}",
+            f"data.evaluation_samples={size.test_images}",
+            f"compress.training.epochs={size.epochs}",
+            f"compress.training.batch_size={BATCH}",
+            f"compress.training.lr={0.05 if budget == 'gpu' else 0.01}",
+            "compress.training.flip=true",
+            "compress.training.shift=4",
+            f"compress.training.seed={self.seed}",
+            *METHODS[self.network][self.method],
+        ]
+        recipe = str(ROOT / "examples" / "cifar_resnet" / f"{self.network}.toml")
+        options = [part for each in sets for part in ("--set", each)]
+        where = ["--out", str(self.folder(out, budget))]
+        return [sys.executable, "-m", "edgeship.pipeline.cli", "deploy", recipe, *where, *options]
+
+    def steps(self, budget: str) -> int:
+        return BUDGETS[budget].images // BATCH * BUDGETS[budget].epochs
+
+    def seconds(self, budget: str) -> float:
+        step = SECONDS[self.network] + (
+            SECONDS["resnet56"] / 3 if "teacher" in str(self.command(Path(), budget)) else 0
+        )
+        return self.steps(budget) * step
+
+
+def runs_of(budget: str, only: list[str]) -> list[One]:
+    every = [
+        One(network, method, seed)
+        for network, methods in METHODS.items()
+        for seed in range(BUDGETS[budget].seeds[network])
+        for method in methods
+    ]
+    return [run for run in every if not only or any(run.name.startswith(each) for each in only)]
+
+
+def execute(runs: list[One], out: Path, budget: str) -> None:
+    """Runs what has not finished; a gate that is not met (exit code 3) is a result like any other."""
+    left = [run for run in runs if not (run.folder(out, budget) / "done.json").exists()]
+    if budget != "gpu":
+        hours = sum(run.seconds(budget) for run in left) / 3600
+        print(f"{len(left)} of {len(runs)} runs to do, about {hours:.1f} hours on two idle cores", flush=True)
+    for place, run in enumerate(left):
+        begun = time.perf_counter()
+        print(f"[{place + 1}/{len(left)}] {run.name}", flush=True)
+        done = subprocess.run(run.command(out, budget), check=False, stdout=subprocess.DEVNULL)
+        if done.returncode not in (0, 3):
+            sys.exit(f"{run.name} ended with exit code {done.returncode}; the same command goes on from there")
+        seconds = time.perf_counter() - begun
+        folder = run.folder(out, budget)
+        (folder / "done.json").write_text(json.dumps({"seconds": round(seconds)}))
+        print(f"    {seconds / 60:.1f} min", flush=True)
+
+
+def read(run: One, out: Path, budget: str) -> dict[str, Any] | None:
+    folder = run.folder(out, budget)
+    if not (folder / "done.json").exists():
+        return None
+    report = json.loads((folder / "report.json").read_text())
+    facts = json.loads((folder / "1-compress" / "compress.json").read_text())
+    return {
+        "top1": report["reference"]["accuracy"]["top1"],
+        "targets": report["targets"],
+        "after": facts["after"],
+        "before": facts["before"],
+    }
+
+
+def table(runs: list[One], out: Path, budget: str) -> None:
+    size = BUDGETS[budget]
+    print(
+        f"\nbudget {budget}: {size.images:,} images x {size.epochs} epochs, batch {BATCH}, "
+        f"{size.test_images:,} test images; top-1 in percent, differences in points against the dense run of the "
+        "same seed: mean (smallest .. largest)\n"
+    )
+    print(f"{'run':<24}{'seeds':>6}{'top-1':>8}  {'fp32 - dense':<24}{'MACs':>8}{'parameters':>12}{'zlib bytes':>12}")
+    for network, methods in METHODS.items():
+        for method in methods:
+            _row(network, method, [run for run in runs if (run.network, run.method) == (network, method)], out, budget)
+    for target in ("onnxruntime", "tflite"):
+        for network in METHODS:
+            _int8_rows(network, target, runs, out, budget)
+
+
+def _row(network: str, method: str, runs: list[One], out: Path, budget: str) -> None:
+    found = [(run, facts) for run in runs if (facts := read(run, out, budget)) is not None]
+    if not found:
+        return
+    differences = []
+    for run, facts in found:
+        dense = read(One(network, "dense", run.seed), out, budget)
+        if dense is not None and method != "dense":
+            differences.append(facts["top1"] - dense["top1"])
+    top1 = statistics.mean(facts["top1"] for _, facts in found)
+    after = found[0][1]["after"]
+    print(
+        f"{network + ' ' + method:<24}{len(found):>6}{top1:>8.2f}  {_spread(differences):<24}"
+        f"{after['macs'] / 1e6:>7.1f}M{after['parameters']:>12,}{after['compressed_bytes']:>12,}"
+    )
+
+
+def _int8_rows(network: str, target: str, runs: list[One], out: Path, budget: str) -> None:
+    """int8 against fp32, and the artifacts of each method against the dense ones, timed in turns now."""
+    base = One(network, "dense", 0)
+    dense = read(base, out, budget)
+    pruned = [
+        run for run in runs
+        if run.network == network and run.seed == 0 and run.method in ("structured", "soft", "chain")
+    ]  # fmt: skip
+    pruned = [run for run in pruned if read(run, out, budget) is not None]
+    if dense is None or not pruned:
+        return
+    from edgeship.pipeline.benchmark.measure import Schedule, measure
+    from edgeship.pipeline.devices.worker import Subject
+    from edgeship.targets.base import load
+
+    suffix = load(target).suffix
+
+    def artifact(run: One, kind: str) -> Path:
+        return run.folder(out, budget) / "5-convert" / target / f"{kind}{suffix}"
+
+    everything = [base, *pruned]
+    subjects = [Subject(target, artifact(run, kind)) for run in everything for kind in ("fp32", "model")]
+    medians = [each.median_ms for each in measure(subjects, None, Schedule(200, 20, 5))]
+    print(f"\n{network}, {target}, one thread, in turns: times faster than the dense network")
+    columns = (("MACs", 8), ("fp32", 8), ("int8", 8), ("fp32 -> int8", 14), ("size", 8), ("int8 top-1", 12))
+    print(f"{'run':<24}{''.join(f'{name:>{width}}' for name, width in columns)}{'- dense fp32':>14}")
+    whole = artifact(base, "fp32").stat().st_size
+    for place, run in enumerate(everything):
+        facts = read(run, out, budget)
+        assert facts is not None
+        fp32, int8 = medians[2 * place], medians[2 * place + 1]
+        top1 = facts["targets"][target]["accuracy"]["top1"]
+        print(
+            f"{run.method:<24}{dense['after']['macs'] / facts['after']['macs']:>7.2f}x{medians[0] / fp32:>7.2f}x"
+            f"{medians[1] / int8:>7.2f}x{medians[0] / int8:>13.2f}x"
+            f"{whole / artifact(run, 'model').stat().st_size:>7.1f}x{top1:>12.2f}{top1 - dense['top1']:>+14.2f}"
+        )
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.mean(values):+.2f} ({min(values):+.2f} .. {max(values):+.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/compression"))
+    parser.add_argument("--budget", choices=sorted(BUDGETS), default="reduced")
+    parser.add_argument("--only", nargs="+", default=[], help="names, or the beginnings of names, of runs")
+    parser.add_argument("--table", action="store_true", help="print what there is; run nothing")
+    arguments = parser.parse_args()
+    if "EDGESHIP_DATA" not in os.environ:
+        sys.exit("set EDGESHIP_DATA to the folder with cifar10.zip and models/")
+    runs = runs_of(arguments.budget, arguments.only)
+    if not arguments.table:
+        execute(runs, arguments.out, arguments.budget)
+    table(runs, arguments.out, arguments.budget)
+
+
+if __name__ == "__main__":
+    main()

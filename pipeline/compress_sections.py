@@ -1,0 +1,98 @@
+"""Returns the tables of a recipe that say how a network is made smaller: `[compress]` and its parts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from edgeship.pipeline.section import Section
+from edgeship.pipeline.training_section import Training
+
+Importance = Literal["magnitude", "taylor", "activation", "apoz"]
+
+
+class Prune(Section):
+    """What is removed, how much of it, and in how many steps with training in between."""
+
+    kind: Literal["structured", "unstructured", "soft"] = Field(
+        default="structured",
+        description="structured: whole channels, for real; soft: channels are zeroed each epoch, trained on, and "
+        "removed at the end; unstructured: single weights become zero (smaller when compressed, not faster)",
+    )
+    importance: Importance = Field(default="magnitude", description="what a weight or channel is ranked by")
+    scope: Literal["global", "layer"] = Field(
+        default="global", description="rank all layers together, or take the same share of each layer"
+    )
+    ratio: float | None = Field(default=None, gt=0, lt=1, description="share of the channels, or weights, to remove")
+    macs: float | None = Field(default=None, gt=0, lt=1, description="share of the multiply-accumulates to keep")
+    max_bytes: PositiveInt | None = Field(default=None, description="largest size of the float32 weights")
+    max_latency_ms: PositiveFloat | None = Field(
+        default=None, description="largest median latency of the float artifact of `latency_target`, measured here"
+    )
+    latency_target: str = Field(default="onnxruntime", description="the target whose runtime `max_latency_ms` is for")
+    steps: PositiveInt = Field(default=1, description="prune in this many steps, training `step_epochs` between them")
+    step_epochs: PositiveInt = Field(default=1, description="epochs of training after each step but the last")
+    round_to: PositiveInt = Field(default=8, description="channels are kept in multiples of this, as kernels want them")
+    layer_limit: float = Field(default=0.9, gt=0, lt=1, description="largest share removed from any one layer")
+    batches: PositiveInt = Field(default=16, description="training batches that gradients or activations come from")
+    skip: tuple[str, ...] = Field(default=(), description="globs of layer names that stay as they are")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        goals = [name for name in ("ratio", "macs", "max_bytes", "max_latency_ms") if getattr(self, name) is not None]
+        if len(goals) != 1:
+            raise ValueError("exactly one of ratio, macs, max_bytes and max_latency_ms")
+        if self.kind != "structured" and goals != ["ratio"]:
+            raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels')
+        if self.kind == "soft" and self.steps != 1:
+            raise ValueError('steps = 1 with kind = "soft", which prunes in every epoch')
+        if self.kind == "unstructured" and self.importance == "apoz":
+            raise ValueError('importance = "magnitude", "taylor" or "activation" with kind = "unstructured"')
+        return self
+
+
+class Teacher(Section):
+    """The model that is learned from; the input's shape and preprocessing are the student's."""
+
+    source: str = Field(min_length=1, description="PATH.py:factory, package.module:factory, model.onnx or model.pt2")
+    weights: str | None = Field(default=None, description="a state dict: .safetensors, or torch's format")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of the factory")
+
+
+class Distill(Section):
+    """Learning from a teacher's outputs, and from what it computes on the way."""
+
+    teacher: Teacher
+    weight: float = Field(default=0.7, ge=0, le=1, description="of the teacher's soft targets; the rest is the labels'")
+    temperature: PositiveFloat = Field(default=4.0, description="softens both models' outputs")
+    features: Literal["none", "attention", "hint"] = Field(
+        default="none",
+        description="attention: where the channels' energy lies (any widths); hint: the features themselves, through "
+        "a trained 1x1 convolution",
+    )
+    feature_weight: NonNegativeFloat = Field(default=100.0, description="of the feature loss")
+    layers: tuple[tuple[str, str], ...] = Field(
+        default=(), description="pairs [student's module, teacher's module] that are matched"
+    )
+    cache: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="keep the teacher's outputs for each sample: auto: where images are not varied; always: those of "
+        "the unvaried image, also for its variations",
+    )
+
+    @model_validator(mode="after")
+    def _features_have_layers(self) -> Self:
+        if (self.features == "none") != (not self.layers):
+            raise ValueError('layers with features = "attention" or "hint", and no layers without')
+        if self.features != "none" and self.cache == "always":
+            raise ValueError('cache = "auto" or "never" with features: they are computed, not kept')
+        return self
+
+
+class Compress(Section):
+    """Making the network smaller while it can still be trained; without this table the stage does nothing."""
+
+    prune: Prune | None = Field(default=None, description="[compress.prune]; nothing is removed without it")
+    distill: Distill | None = Field(default=None, description="[compress.distill]; no teacher without it")
+    training: Training = Field(default=Training(), description="[compress.training]: after pruning, or all there is")

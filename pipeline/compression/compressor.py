@@ -1,0 +1,272 @@
+"""Returns a smaller network, trained: what `[compress]` of a recipe asks for, step by step.
+
+    for each step of pruning:  rank -> cut (or mask) -> train
+    without pruning:           train (fine-tuning, or distillation with a teacher)
+
+Every step keeps its cuts and its checkpoint in a folder of its own, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import InputError
+from edgeship.pipeline.benchmark.measure import Schedule
+from edgeship.pipeline.compress_sections import Compress, Prune
+from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
+from edgeship.pipeline.compression.batches import ArrayBatches
+from edgeship.pipeline.compression.channels import Cut
+from edgeship.pipeline.compression.classification import Classification
+from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
+from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
+from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, top1, train
+from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable
+from edgeship.pipeline.compression.saved import build_dense, read_cuts
+from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
+from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, cut, macs_goal, prunable
+from edgeship.pipeline.compression.teacher import Teacher, open_teacher
+from edgeship.pipeline.compression.training_data import Tell, TrainingData, input_shape, open_training_data
+from edgeship.pipeline.training_section import Training
+from edgeship.pipeline.workspace import write_json
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.recipe import Recipe
+
+LATENCY_RUNS = Schedule(60, 5, 3)
+"""How each candidate is timed while channels are removed until a latency is met."""
+
+
+@dataclass
+class Compressed:
+    """The dense network, the one that came of it, the channels that are gone, and what training measured."""
+
+    dense: nn.Module
+    model: nn.Module
+    cuts: list[Cut] = field(default_factory=list)
+    masked: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+
+
+class Compressor:
+    """One run of `[compress]`; `folder` outlives a killed run."""
+
+    def __init__(self, recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> None:
+        self._recipe, self._section, self._folder, self._tell = recipe, section, folder, tell
+        self._example = torch.zeros(input_shape(recipe))
+        dense = build_dense(recipe)
+        self._check_source(dense)
+        self._result = Compressed(dense, copy.deepcopy(dense))
+        self._teacher = self._open_teacher()
+        with process_state().main_process_first():  # it decodes, the others read
+            self._data = open_training_data(recipe, section.training, folder, tell)
+            self._loss = self._make_loss()
+
+    def run(self) -> Compressed:
+        """Prunes and trains."""
+        result, prune = self._result, self._section.prune
+        if self._data.held_out is not None:
+            self._judge("before", result.model)
+        if prune is None:
+            self._train("training", self._section.training, [])
+        elif prune.kind == "soft":
+            self._prune_softly(prune)
+        elif prune.kind == "structured":
+            self._prune_channels(prune)
+        else:
+            self._prune_weights(prune)
+        result.model.cpu().eval()
+        if self._data.held_out is not None:
+            self._judge("after", result.model)
+        return result
+
+    def _prune_channels(self, prune: Prune) -> None:
+        dense = copy.deepcopy(self._result.model)
+        for step in range(1, prune.steps + 1):
+            folder = self._folder / f"step-{step}"
+            cuts = self._cuts(folder / "cuts.json", dense, prune, step)
+            cut(self._result.model, self._example, cuts)
+            self._result.cuts += cuts
+            self._train(f"step-{step}", self._step_training(prune, step), [])
+
+    def _cuts(self, path: Path, dense: nn.Module, prune: Prune, step: int) -> list[Cut]:
+        """What is cut in a step; kept, because a measured latency is not the same twice."""
+        with process_state().main_process_first():
+            if not path.exists():
+                model = self._result.model
+                found = prunable(model, self._example, prune)
+                self._result.kept.update(found.kept)
+                evidence = gather(model, prune.importance, self._loss, self._data.training, prune.batches)
+                scores = {each.name: channel_scores(model, each, prune.importance, evidence) for each in found.groups}
+                ranking = Ranking(found.groups, scores, prune)
+                part = step / prune.steps
+                if prune.ratio is not None:
+                    left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
+                    cuts = ranking.remove_share(prune.ratio / prune.steps / left)
+                else:
+                    cuts = ranking.reach(model, self._example, self._goal(dense, prune, part))
+                write_json(path, {"cuts": [asdict(each) for each in cuts]})
+        return read_cuts(path)
+
+    def _goal(self, dense: nn.Module, prune: Prune, part: float) -> Goal:
+        """The goal of a step: this part of the way from the dense network to the recipe's goal."""
+        if prune.macs is not None:
+            return macs_goal(dense, self._example, 1 - part * (1 - prune.macs))
+        if prune.max_bytes is not None:
+            whole = 4 * sum(each.numel() for each in dense.parameters())
+            return bytes_goal(whole - part * (whole - prune.max_bytes))
+        assert prune.max_latency_ms is not None
+        whole_ms = self._latency_ms(dense, prune)
+        return Goal(
+            "max_latency_ms",
+            whole_ms - part * (whole_ms - prune.max_latency_ms),
+            lambda model: self._latency_ms(model, prune),
+        )
+
+    def _latency_ms(self, model: nn.Module, prune: Prune) -> float:
+        target = prune.latency_target
+        artifact = float_artifacts(self._recipe, copy.deepcopy(model), [target])[target]
+        return measure_together(target, {"model": artifact}, LATENCY_RUNS)["model"].median_ms
+
+    def _prune_weights(self, prune: Prune) -> None:
+        model = self._result.model
+        names = maskable(model, prune)
+        assert prune.ratio is not None
+        for step in range(1, prune.steps + 1):
+            evidence = gather(model, prune.importance, self._loss, self._data.training, prune.batches)
+            scores = weight_scores(model, names, prune.importance, evidence)
+            hook = Masks(choose_masks(scores, prune.ratio * step / prune.steps, prune))
+            hook.apply(model)
+            self._train(f"step-{step}", self._step_training(prune, step), [hook])
+            hook.apply(model)
+        self._result.masked = names
+
+    def _prune_softly(self, prune: Prune) -> None:
+        model = self._result.model
+        found = prunable(model, self._example, prune)
+        self._result.kept.update(found.kept)
+        hook = SoftPruning(found.groups, prune)
+        self._train("training", self._section.training, [hook])
+        cuts = hook.cuts(model)
+        zero_channels(model, found.groups, cuts)
+        cut(model, self._example, cuts)
+        self._result.cuts += cuts
+
+    def _step_training(self, prune: Prune, step: int) -> Training:
+        whole = self._section.training
+        if step == prune.steps:
+            return whole
+        return whole.model_copy(update={"epochs": prune.step_epochs, "warmup_epochs": 0.0})
+
+    def _train(self, name: str, settings: Training, hooks: Sequence[Hook]) -> None:
+        model: nn.Module = self._result.model
+        distill = self._section.distill
+        if distill is not None and self._teacher is not None:
+            model = tap(model, self._teacher, distill, self._example)
+        identity = {"data": self._data.digest}
+        hooks = [_OnStudent(hook) for hook in hooks]
+        run = Run(model, self._loss, self._data.training, settings, self._folder / name, hooks=hooks, identity=identity)
+        run.validation, run.progress = (
+            self._data.held_out,
+            lambda done, all_, what: self._tell(done, all_, f"{name} {what}"),
+        )
+        self._result.history += [{"part": name, **asdict(each)} for each in train(run)]
+
+    def _judge(self, when: str, model: nn.Module) -> None:
+        assert self._data.held_out is not None
+        found = top1(model, self._data.held_out)
+        if found is not None:
+            self._result.held_out[when] = found
+        model.cpu()
+
+    def _open_teacher(self) -> Teacher | None:
+        distill = self._section.distill
+        if distill is None:
+            return None
+        teacher = open_teacher(self._recipe, distill.teacher, tuple(self._example.shape))
+        with torch.no_grad():
+            own = self._scores(self._result.model).shape[1]
+        theirs = teacher.scores(self._example).shape[1]
+        if own != theirs:
+            raise InputError(
+                f"{self._recipe.path.name}: the teacher {distill.teacher.source} has {theirs} classes, the model has "
+                f"{own}; accepted: the same classes"
+            )
+        return teacher
+
+    def _make_loss(self) -> Loss:
+        distill, settings = self._section.distill, self._section.training
+        if distill is None or self._teacher is None:
+            return Classification(settings.label_smoothing)
+        loss = Distillation(distill, self._teacher, settings.label_smoothing)
+        data = self._data.training
+        wanted = distill.cache == "always" or (distill.cache == "auto" and not (settings.flip or settings.shift))
+        if distill.cache == "always" and not isinstance(data, ArrayBatches):
+            raise InputError('distill.cache = "always" needs data.training: samples of data.loaders have no numbers')
+        if wanted and isinstance(data, ArrayBatches) and distill.features == "none":
+            loss.keep_outputs(data, self._tell)
+        return loss
+
+    def _scores(self, model: nn.Module) -> Tensor:
+        from edgeship.pipeline.compression.loop import scores_of
+
+        return scores_of(model.eval()(self._example))
+
+    def _check_source(self, model: nn.Module) -> None:
+        try:
+            with torch.no_grad():
+                self._scores(model)
+        except InputError:
+            raise
+        except Exception as error:  # a user's code raises what it likes
+            raise InputError(
+                f"the model does not take an input of shape {list(self._example.shape)}: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            ) from error
+
+
+class _OnStudent(Hook):
+    """A hook that sees the student, also where features are tapped."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+
+    def epoch_begins(self, model: nn.Module, epoch: int) -> None:
+        """Passed on."""
+        self._hook.epoch_begins(_student(model), epoch)
+
+    def step_done(self, model: nn.Module) -> None:
+        """Passed on."""
+        self._hook.step_done(_student(model))
+
+    def epoch_ends(self, model: nn.Module, epoch: int) -> None:
+        """Passed on."""
+        self._hook.epoch_ends(_student(model), epoch)
+
+    def state(self) -> dict[str, Tensor]:
+        """The hook's own."""
+        return self._hook.state()
+
+    def restore(self, state: Any) -> None:
+        """Passed on."""
+        self._hook.restore(state)
+
+
+def _student(model: nn.Module) -> nn.Module:
+    return model.student if isinstance(model, Tapped) else model
+
+
+def compress(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> Compressed:
+    """The network that `section` makes of the recipe's; `folder` keeps what a killed run goes on from."""
+    return Compressor(recipe, section, folder, tell).run()
+
+
+__all__ = ["Compressed", "TrainingData", "compress"]

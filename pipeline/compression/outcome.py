@@ -1,0 +1,145 @@
+"""Returns what compression gained and lost, as one record, and writes it with the network and its training."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from edgeship.pipeline.benchmark.measure import Schedule
+from edgeship.pipeline.benchmark.statistics import ratio
+from edgeship.pipeline.compress_sections import Compress
+from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
+from edgeship.pipeline.compression.compressor import Compressed, compress
+from edgeship.pipeline.compression.cost import count_cost
+from edgeship.pipeline.compression.loop import process_state
+from edgeship.pipeline.compression.masks import sparsity
+from edgeship.pipeline.compression.metrics import FILE, plot_metrics
+from edgeship.pipeline.compression.saved import save
+from edgeship.pipeline.compression.training_data import Tell, input_shape
+from edgeship.pipeline.workspace import write_json
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.recipe import Recipe
+
+RECORD, PLOT = "compress.json", "metrics.png"
+
+
+def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
+    recipe: Recipe, section: Compress, targets: Sequence[str], folder: Path, kept: Path, tell: Tell
+) -> dict[str, Any]:
+    """The record of one compression; `folder` gets all its files, `kept` holds what a killed run goes on from.
+
+    In several processes only the first one writes.
+    """
+    result = compress(recipe, section, kept, tell)
+    facts: dict[str, Any] = {}
+    with process_state().main_process_first():
+        if process_state().is_main_process:
+            facts = outcome(recipe, section, targets, result, tell)
+            save(recipe, result.model, result.cuts, folder)
+            write_json(folder / RECORD, facts)
+            lines = "".join(f"{json.dumps(each, sort_keys=True)}\n" for each in result.history)
+            (folder / FILE).write_text(lines, "utf-8")
+            plot_metrics(folder / PLOT, result.history)
+    return facts
+
+
+def outcome(
+    recipe: Recipe, section: Compress, targets: Sequence[str], result: Compressed, tell: Tell
+) -> dict[str, Any]:
+    """Cost, size, top-1 and latency before and after, and what was left dense and why."""
+    example = torch.zeros(input_shape(recipe))
+    before, after = ({**_size(each), **vars(count_cost(each, example))} for each in (result.dense, result.model))
+    for facts, when in ((before, "before"), (after, "after")):
+        if when in result.held_out:
+            facts["top1"] = round(result.held_out[when], 4)
+    if result.masked:
+        after["sparsity"] = round(sparsity(result.model, result.masked), 6)
+    facts = {
+        "kind": section.prune.kind if section.prune else "none",
+        "teacher": section.distill.teacher.source.rpartition("/")[2] if section.distill else None,
+        "before": before,
+        "after": after,
+        "cuts": {each.layer: len(each.channels) for each in result.cuts},
+        "left_dense": result.kept,
+        "notes": _notes(section),
+    }
+    if result.cuts:
+        facts["latency"] = _latency(recipe, targets, result, tell)
+    return facts
+
+
+def _size(model: nn.Module) -> dict[str, int]:
+    from safetensors.torch import save
+
+    content = save({name: value.detach().contiguous() for name, value in model.state_dict().items()})
+    return {"bytes": len(content), "compressed_bytes": len(zlib.compress(content, 6))}
+
+
+def _notes(section: Compress) -> list[str]:
+    if section.prune is None or section.prune.kind != "unstructured":
+        return []
+    return [
+        "single weights are zero: the file is smaller once it is compressed (compressed_bytes), and neither runtime "
+        "runs it faster"
+    ]
+
+
+def _latency(recipe: Recipe, targets: Sequence[str], result: Compressed, tell: Tell) -> dict[str, Mapping[str, Any]]:
+    """The float artifacts of both networks in each runtime, in turns."""
+    settings = recipe.benchmark
+    schedule = Schedule(settings.runs, settings.warmup, settings.launches)
+    artifacts = [float_artifacts(recipe, each, targets) for each in (result.dense, result.model)]
+    facts: dict[str, Mapping[str, Any]] = {}
+    for name in targets:
+        pair = {"before": artifacts[0][name], "after": artifacts[1][name]}
+
+        def progress(done: int, total: int, name: str = name) -> None:
+            tell(done, total, f"inferences, {name}")
+
+        measured = measure_together(name, pair, schedule, settings.threads, progress)
+        before, after = measured["before"], measured["after"]
+        facts[name] = {
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "speedup": round(ratio(before, after).value, 4),
+            "speedup_interval": ratio(before, after).interval,
+            "noisy": before.noisy or after.noisy,
+        }
+    return facts
+
+
+def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> dict[str, Any]:
+    """The record of a compression whose files are put into `folder`, all of them once it is done.
+
+    Checkpoints lie in `folder/unfinished` until then; the same call goes on from there.
+    """
+    kept = folder / "unfinished"
+    state = process_state()
+    with tempfile.TemporaryDirectory(dir=_made(folder)) as temporary:
+        facts = write_outcome(recipe, section, tuple(recipe.targets), Path(temporary), kept, tell)
+        if state.is_main_process:
+            for path in sorted(Path(temporary).iterdir()):
+                path.replace(folder / path.name)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _remove(kept)
+    return facts
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""Returns a compressed network from its files, and writes them: an architecture, and weights that hold no code.
+
+- `architecture.json`: the factory that builds the dense network, and the channels that were cut from it, in order;
+- `weights.safetensors`: the state dict of the pruned network;
+- `model.pt2`: both in one file, as an exported program, which any recipe can name as its model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compression.channels import Cut, remove_channels
+from edgeship.pipeline.compression.training_data import input_shape
+from edgeship.pipeline.torch_export import quiet
+
+if TYPE_CHECKING:
+    from edgeship.pipeline.recipe import Recipe
+
+ARCHITECTURE, WEIGHTS, PROGRAM = "architecture.json", "weights.safetensors", "model.pt2"
+
+
+def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
+    """The network that the recipe's factory builds, with its weights.
+
+    Raises InputError for models that come as a file: only a factory's network can be trained.
+    """
+    from edgeship.pipeline.models import build_module
+
+    path, factory = recipe.source_path, recipe.source_factory
+    if factory is None:
+        raise InputError(
+            f"{recipe.path.name}: [compress] trains a network, and {recipe.model.source} is a finished one; "
+            "accepted: a model.source of the form PATH.py:factory or package.module:factory"
+        )
+    place = path if path is not None else recipe.model.source.rpartition(":")[0]
+    return build_module(place, factory, recipe.model.args, recipe.weights_path if weights else None)
+
+
+def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], folder: Path) -> None:
+    """Writes the three files."""
+    from safetensors.torch import save as to_bytes
+
+    model.eval().cpu()
+    state = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(to_bytes(state))
+    facts = {
+        "source": Path(recipe.model.source).name,
+        "args": recipe.model.args,
+        "input": list(input_shape(recipe)),
+        "cuts": [asdict(each) for each in cuts],
+    }
+    (folder / ARCHITECTURE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", "utf-8")
+    shape = [1 if side == "dynamic" else int(side) for side in recipe.input.shape or ()]
+    with quiet(), torch.no_grad():
+        torch.export.save(torch.export.export(model, (torch.zeros(shape),)), folder / PROGRAM)
+
+
+def restore(recipe: Recipe, folder: Path) -> nn.Module:
+    """The compressed network in eval mode: built by the recipe's factory, cut, and given its weights."""
+    from edgeship.pipeline.models import load_weights
+
+    model = build_dense(recipe, weights=False)
+    remove_channels(model, torch.zeros(input_shape(recipe)), read_cuts(folder / ARCHITECTURE))
+    load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def read_cuts(path: Path) -> list[Cut]:
+    """The cuts in a JSON file with the key "cuts". Raises InputError where it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return [Cut(each["layer"], tuple(int(channel) for channel in each["channels"])) for each in found["cuts"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,163 @@
+"""Returns the channels to remove so that a goal is met: a share of the channels, MACs, bytes, or measured latency.
+
+All channels are ranked (together, or within each layer), and the share p that goes is the smallest whose network meets
+the goal, found by halving. Each layer keeps a multiple of `round_to` channels, and `layer_limit` bounds what one loses.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import InputError, StageError
+from edgeship.pipeline.compress_sections import Prune
+from edgeship.pipeline.compression.channels import Channels, Cut, Group, find_channels, output_shapes, remove_channels
+from edgeship.pipeline.compression.cost import count_cost
+
+HALVINGS = 12
+Meter = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Remove channels until `meter(model)` is at most `limit`; `name` says what is metered."""
+
+    name: str
+    limit: float
+    meter: Meter
+
+
+def prunable(model: nn.Module, example: Tensor, settings: Prune) -> Channels:
+    """The groups that may be pruned: all that can be, but those in `skip` and the ones that are small already.
+
+    Raises InputError where there are none.
+    """
+    found = find_channels(model, example)
+    kept = dict(found.kept)
+    groups = []
+    for group in found.groups:
+        makers = [tie.layer for tie in group.ties if tie.output]
+        skipped = [name for name in makers if any(fnmatchcase(name, each) for each in settings.skip)]
+        if skipped:
+            kept[group.name] = f"{skipped[0]} is in prune.skip"
+        elif group.size <= settings.round_to:
+            kept[group.name] = f"it has {group.size} channels, which is no more than round_to = {settings.round_to}"
+        else:
+            groups.append(group)
+    unmatched = [each for each in settings.skip if not any(fnmatchcase(n, each) for n, _ in model.named_modules())]
+    if unmatched:
+        raise InputError(f"prune.skip: {unmatched[0]!r} matches no layer of the network")
+    if not groups:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:3])
+        raise InputError(f"no channels of the network can be removed: {reasons or 'it has no layers'}")
+    return Channels(tuple(groups), kept)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The groups of a network with the importance of their channels, and how they are to be pruned."""
+
+    groups: Sequence[Group]
+    scores: Mapping[str, Tensor]
+    settings: Prune
+
+    def remove_share(self, ratio: float) -> list[Cut]:
+        """The cuts that remove the share `ratio` of the channels.
+
+        Raises InputError naming the layer where it would remove a whole one.
+        """
+        settings = self.settings
+        for group in self.groups if settings.scope == "layer" else ():
+            left = (1 - ratio) * group.size
+            if _rounded(left, settings.round_to) < 1:
+                raise InputError(
+                    f"prune.ratio = {ratio:g} would remove the whole layer {group.name}: of {group.size} channels "
+                    f"{left:.1f} remain, which round_to = {settings.round_to} makes none; "
+                    f"accepted: at most {1 - settings.round_to / group.size:.3g}, or a smaller round_to"
+                )
+        total = sum(group.size for group in self.groups)
+        most = sum(len(each.channels) for each in self.cuts(1.0)) / total
+        if settings.scope == "global" and ratio > most:
+            raise InputError(
+                f"prune.ratio = {ratio:g} would remove whole layers: with layer_limit = {settings.layer_limit:g} and "
+                f"round_to = {settings.round_to} at most {most:.3f} of the channels can go; "
+                "accepted: that, or a larger layer_limit"
+            )
+        return self.cuts(ratio)
+
+    def cuts(self, share: float) -> list[Cut]:
+        """The cuts that remove about the share of the channels, the least important first."""
+        every = torch.cat([self.scores[group.name] for group in self.groups]).sort().values
+        threshold = every[min(round(share * len(every)), len(every) - 1)]
+        found = []
+        for group in self.groups:
+            own = self.scores[group.name]
+            by_layer = self.settings.scope == "layer"
+            left = (1 - share) * group.size if by_layer else float((own >= threshold).sum())
+            keep = max(_rounded(left, self.settings.round_to), self._least(group))
+            if keep < group.size:
+                gone = torch.sort(own, stable=True).indices[: group.size - keep]
+                found.append(Cut(group.name, tuple(sorted(gone.tolist()))))
+        return found
+
+    def _least(self, group: Group) -> int:
+        least = math.ceil((1 - self.settings.layer_limit) * group.size - 1e-9)
+        return -(-max(1, least) // self.settings.round_to) * self.settings.round_to
+
+    def reach(self, model: nn.Module, example: Tensor, goal: Goal) -> list[Cut]:
+        """The fewest cuts with which the goal is met. Raises StageError where it cannot be, saying what can."""
+
+        def meter(cuts: Sequence[Cut]) -> float:
+            trial = copy.deepcopy(model)
+            remove_channels(trial, example, cuts)
+            return goal.meter(trial)
+
+        best = self.cuts(1.0)
+        least = meter(best)
+        if least > goal.limit:
+            raise StageError(
+                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: with every layer at layer_limit = "
+                f"{self.settings.layer_limit:g} it is {least:.4g}; accepted: that or more, or a larger layer_limit"
+            )
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            cuts = self.cuts(middle)
+            if cuts == best or meter(cuts) <= goal.limit:
+                best, high = cuts, middle
+            else:
+                low = middle
+        return best
+
+
+def cut(model: nn.Module, example: Tensor, cuts: Sequence[Cut]) -> None:
+    """Removes the channels, and makes sure that the network still gives outputs of the same shape."""
+    shapes = output_shapes(model, example)
+    remove_channels(model, example, cuts)
+    try:
+        after = output_shapes(model, example)
+    except Exception as error:  # a user's code raises what it likes
+        raise StageError(f"prune: the pruned network does not run: {type(error).__name__}: {error}") from error
+    if after != shapes:
+        raise StageError(f"prune: the pruned network's outputs have the shapes {after} instead of {shapes}")
+
+
+def macs_goal(model: nn.Module, example: Tensor, share: float) -> Goal:
+    """At most this share of the model's multiply-accumulates."""
+    dense = count_cost(model, example).macs
+    return Goal("macs", share * dense, lambda pruned: float(count_cost(pruned, example).macs))
+
+
+def bytes_goal(limit: float) -> Goal:
+    """At most this many bytes of float32 weights."""
+    return Goal("max_bytes", limit, lambda pruned: 4.0 * sum(each.numel() for each in pruned.parameters()))
+
+
+def _rounded(count: float, multiple: int) -> int:
+    return int(count / multiple + 0.5) * multiple
