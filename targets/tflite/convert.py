@@ -25,6 +25,7 @@ from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     MALFORMED,
     QUANTIZE,
+    WIDE_BITS,
     Graph,
     Node,
     Tensor,
@@ -263,6 +264,7 @@ def _set_io(graph: Graph, dtype: IoDtype) -> None:
             raise InputError(
                 f"input {name!r} is read as a real number; io_dtype {dtype} needs a model that quantizes its inputs"
             )
+        check_width("input", name, readers[0].y, dtype)
         graph.inputs[name] = _input_as(graph, readers[0], name, dtype)
     for name, tensor in list(graph.outputs.items()):
         if not tensor.is_float or name in graph.integers:
@@ -272,8 +274,15 @@ def _set_io(graph: Graph, dtype: IoDtype) -> None:
             raise InputError(
                 f"output {name!r} is a real number; io_dtype {dtype} needs a model that quantizes its outputs"
             )
+        check_width("output", name, producer.x, dtype)
         graph.outputs[name] = _output_as(graph, producer, name, dtype)
     graph.prune()
+
+
+def check_width(what: str, name: str, tensor: Tensor, dtype: IoDtype) -> None:
+    """Raises InputError for an input or output of 16 bits."""
+    if tensor.quant is not None and tensor.quant.spec.bits == WIDE_BITS:
+        raise InputError(f"{what} {name!r} has 16 bits; io_dtype {dtype} has 8; accepted: float32")
 
 
 def _input_as(graph: Graph, quantize: Node, name: str, dtype: IoDtype) -> Tensor:

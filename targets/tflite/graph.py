@@ -14,6 +14,7 @@ import numpy as np
 from edgeship.calibration.types import Array, Finding, QuantParams
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64))
+WIDE_BITS = 16
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 
@@ -112,7 +113,7 @@ class Tensor:
 class Node:
     """One ONNX operator: inputs (None where left out), outputs, attributes as Python and NumPy values.
 
-    `int8`: runs in integers. `activation`: the fused one, as TFLite's schema names it.
+    `int8`: runs in integers, of 8 bits or (`is_wide`) 16. `activation`: the fused one, as TFLite's schema names it.
     """
 
     op_type: str
@@ -124,6 +125,11 @@ class Node:
     opset: int = 0
     int8: bool = False
     activation: str = "NONE"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it runs in integers of 16 bits."""
+        return self.int8 and any(t.quant is not None and t.quant.spec.bits == WIDE_BITS for t in self.outputs)
 
     @property
     def where(self) -> str:

@@ -23,6 +23,7 @@ from edgeship.targets.tflite.fusion import absorb_quantizers
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     QUANTIZE,
+    WIDE_BITS,
     Graph,
     Node,
     Tensor,
@@ -42,7 +43,12 @@ STAND_INS = ((1, 224), (2, 735), (2, 736))
 depends on them, under another: an odd one, or, for models that need multiples of 32, one that is. Each further name of
 a dimension stands for 32 more.
 """
-_INTEGERS = {ir.DataType.INT8: (8, True), ir.DataType.UINT8: (8, False), ir.DataType.INT32: (32, True)}
+_INTEGERS = {
+    ir.DataType.INT8: (8, True),
+    ir.DataType.UINT8: (8, False),
+    ir.DataType.INT16: (16, True),
+    ir.DataType.INT32: (32, True),
+}
 
 
 def lower(model: ir.Model, expander: Expander, *, twin: bool = False) -> tuple[Graph, list[Finding]]:
@@ -214,7 +220,8 @@ class _Lowering:
             return False
         if x.data is not None or x.quant or not x.known:
             return True
-        if parameters[0] is not None and parameters[0].size > 1:
+        is_wide = _integer_type(node, inputs) == ir.DataType.INT16
+        if (parameters[0] is not None and parameters[0].size > 1) or (is_wide and _is_shifted(parameters[1:])):
             return False
         if x.is_float or x.dtype.itemsize > 1:
             return x.is_float
@@ -247,8 +254,9 @@ class _Lowering:
         if x.data is not None and x.quant is None:
             data = (x.data.astype(np.int16) - shift).astype(np.int8) if shift else x.data
             return constant(x.name, data, params)
-        if x.quant is None and params.spec.bits != 8:
-            raise Unsupported("computed integers have 8 bits", f"{x.name}: {params.spec.bits} bits", "int8 or uint8")
+        if x.quant is None and params.spec.bits > WIDE_BITS:
+            seen = f"{x.name}: {params.spec.bits} bits"
+            raise Unsupported("computed integers have 8 or 16 bits", seen, "int8, uint8 or int16")
         if x.quant is None and shift:
             return self._signed(x, params)
         if x.quant is None:
@@ -363,6 +371,10 @@ def _integer_type(node: ir.Node, inputs: list[Tensor | None]) -> ir.DataType:
         told = node.inputs[0].dtype if node.inputs[0] is not None else None
         return told or ir.DataType.from_numpy(x.dtype)
     return ir.DataType(node.attributes.get_int("output_dtype", 0)) or ir.DataType.UINT8
+
+
+def _is_shifted(zero_points: list[Tensor | None]) -> bool:
+    return any(tensor is not None and bool(tensor.values().any()) for tensor in zero_points)
 
 
 def _params(scale: Array, zero: Array | None, dtype: ir.DataType, axis: int) -> tuple[QuantParams, int]:

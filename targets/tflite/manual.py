@@ -35,8 +35,11 @@ of one model what stands in the way, without converting it.
 - int8: "same scale" means that inputs and outputs share their parameters, which edgeship's quantizer sees to; a number
   is the scale that the kernel itself fixes for its output.
 
-| operator | opsets | how | int8 | what it takes |
-|---|---|---|---|---|
+- int16: the kernel takes activations of 16 bits with zero point 0 too (16x8: weights of 8 bits, biases of 64).
+- hybrid: the kernel takes int8 weights per channel with float activations, which it rounds at run time.
+
+| operator | opsets | how | int8 | int16 | hybrid | what it takes |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -48,16 +51,24 @@ def table() -> str:
 def _rows() -> Iterator[Sequence[str]]:
     for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()}):
         if name in AT_CONVERSION and name not in REGISTRY:
-            yield name, "7+", "at conversion", "-", AT_CONVERSION[name]
+            yield name, "7+", "at conversion", "-", "-", "-", AT_CONVERSION[name]
         elif name in QOPERATORS:
-            yield name, f"{max(7, _oldest(name))}+", "as QDQ", "yes", ""
+            yield name, f"{max(7, _oldest(name))}+", "as QDQ", "yes", "-", "-", ""
         elif name in EXPANSIONS:
-            yield name, f"{max(EXPANSIONS[name].since, _oldest(name))}+", "by others", "-", ""
+            yield name, f"{max(EXPANSIONS[name].since, _oldest(name))}+", "by others", "-", "-", "-", ""
         elif name in REGISTRY:
             op = REGISTRY[name]
-            yield name, f"{max(op.since, _oldest(name))}+", "native", _int8(op.int8), _limits(op)
+            yield (
+                name,
+                f"{max(op.since, _oldest(name))}+",
+                "native",
+                _int8(op.int8),
+                _int16(op.int8),
+                _hybrid(op),
+                _limits(op),
+            )
         else:
-            yield name, f"{max(7, _oldest(name))}+", "by definition", "-", ""
+            yield name, f"{max(7, _oldest(name))}+", "by definition", "-", "-", "-", ""
 
 
 def _absent() -> str:
@@ -74,10 +85,22 @@ def _int8(rule: Int8 | None) -> str:
     return "same scale" if rule.shares_scale else "yes"
 
 
+def _int16(rule: Int8 | None) -> str:
+    if rule is None or rule.wide is None:
+        return "-"
+    fixed = rule.wide.fixed_output
+    return f"{fixed.scale:.6g}" if fixed else "same scale" if rule.shares_scale else "yes"
+
+
+def _hybrid(op: Op) -> str:
+    return "-" if op.hybrid is None else "yes"
+
+
 def _limits(op: Op) -> str:
     """The docstrings of the entry's limits; those that only bind int8 say so."""
     said = [_line(limit) for limit in op.limits]
     said += [f"int8: {_line(limit)}" for limit in (op.int8.limits if op.int8 else ()) if limit not in op.limits]
+    said += [f"hybrid: {_line(limit)}" for limit in op.hybrid or () if limit not in (op.int8.limits if op.int8 else ())]
     return " ".join(dict.fromkeys(line for line in said if line))
 
 

@@ -18,12 +18,26 @@ Limit = Callable[[Node], str | None]
 
 
 @dataclass(frozen=True)
+class Int16:
+    """What a kernel demands of 16-bit activations beyond what it demands of 8-bit ones.
+
+    `fixed_output`: its own output parameters. `weights`: the constant inputs that have 8 bits all the same. `limits`:
+    nodes it cannot take.
+    """
+
+    fixed_output: FixedOutput | None = None
+    weights: frozenset[int] = frozenset()
+    limits: tuple[Limit, ...] = ()
+
+
+@dataclass(frozen=True)
 class Int8:
     """What the int8 kernel demands.
 
     `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
     it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
-    scale of their own. `limits`: nodes it cannot take, which then run in float.
+    scale of their own. `limits`: nodes it cannot take, which then run in float. `wide`: what the kernel demands where
+    activations have 16 bits with zero point 0 (16x8); None: it takes 8 bits only.
     """
 
     shares_scale: bool = False
@@ -31,6 +45,7 @@ class Int8:
     fixed_output: FixedOutput | None = None
     real_inputs: frozenset[int] = frozenset()
     limits: tuple[Limit, ...] = ()
+    wide: Int16 | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +82,16 @@ class Op:
             return f"TFLite has no int8 kernel for {self.onnx}"
         return _first((*self.limits, *self.int8.limits), node)
 
+    def int16_refusal(self, node: Node) -> str | None:
+        """Why `node` cannot run on 16-bit activations, or None."""
+        if self.int8 is None or self.int8.wide is None:
+            return f"TFLite has no kernel with 16-bit activations for {self.onnx}"
+        return self.int8_refusal(node) or _first(self.int8.wide.limits, node)
+
 
 def _first(limits: tuple[Limit, ...], node: Node) -> str | None:
     return next((reason for limit in limits if (reason := limit(node))), None)
 
 
-MOVES = Int8(shares_scale=True, moves=True)
+MOVES = Int8(shares_scale=True, moves=True, wide=Int16())
 """The rule of operators that only carry integers from one place to another."""

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgeship.calibration.types import Finding, QuantParams, TensorSpec
-from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, constant
+from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, WIDE_BITS, Graph, Node, Tensor, constant
 from edgeship.targets.tflite.hybrid import runs_hybrid
 from edgeship.targets.tflite.op import Int8, Op
 
 OpOf = Callable[[Node], Op | None]
 ACTIVATION_BITS = 8
+SIXTEEN = TensorSpec(bits=WIDE_BITS)
 
 
 def settle(graph: Graph, op_of: OpOf) -> None:
@@ -28,7 +29,7 @@ def settle(graph: Graph, op_of: OpOf) -> None:
             borders.nodes.append(node)
             continue
         op = op_of(node)
-        if op and op.int8 and runs_in_int8(node, op):
+        if op and op.int8 and runs_in_integers(node, op):
             node.int8 = True
             borders.integer(node, op.int8)
         elif op and runs_hybrid(node, op):
@@ -39,13 +40,26 @@ def settle(graph: Graph, op_of: OpOf) -> None:
     graph.prune()
 
 
-def runs_in_int8(node: Node, op: Op) -> bool:
-    """Whether every real-valued tensor of the node is an int8 one and the kernel can take it."""
-    if op.int8 is None or op.int8_refusal(node):
+def runs_in_integers(node: Node, op: Op) -> bool:
+    """Whether every real-valued tensor of the node is an int8 or int16 one and the kernel can take it."""
+    rule = op.int8
+    if rule is None:
         return False
-    reals = [t for i, t in enumerate(node.inputs) if t is not None and t.is_float and not _is_free(op.int8, t, i)]
-    reals += [t for t in node.outputs if t.is_float]
-    return bool(reals) and all(t.quant is not None and t.quant.spec.bits == ACTIVATION_BITS for t in reals)
+    reals = [(i, t) for i, t in enumerate(node.inputs) if t is not None and t.is_float and not _is_free(rule, t, i)]
+    reals += [(-1, t) for t in node.outputs if t.is_float]
+    if not reals or any(tensor.quant is None for _, tensor in reals):
+        return False
+    if _widths(reals) == {ACTIVATION_BITS}:
+        return op.int8_refusal(node) is None
+    if rule.wide is None or op.int16_refusal(node) is not None:
+        return False
+    weights = [(i, t) for i, t in reals if i in rule.wide.weights and t.is_constant]
+    others = [pair for pair in reals if pair not in weights]
+    return _widths(others) == {WIDE_BITS} and _widths(weights) <= {ACTIVATION_BITS}
+
+
+def _widths(tensors: Sequence[tuple[int, Tensor]]) -> set[int]:
+    return {tensor.quant.spec.bits for _, tensor in tensors if tensor.quant}
 
 
 def left_in_float(graph: Graph, op_of: OpOf) -> list[Finding]:
@@ -57,9 +71,11 @@ def left_in_float(graph: Graph, op_of: OpOf) -> list[Finding]:
         if op is None or node.op_type in (QUANTIZE, DEQUANTIZE):
             continue
         computed = [t for t in (*node.tensors(), *node.outputs) if t.is_float and not t.is_constant]
-        if not computed or any(t.quant is None for t in computed) or (op.int8 and runs_in_int8(node, op)):
+        if not computed or any(t.quant is None for t in computed) or runs_in_integers(node, op):
             continue
-        reason = op.int8_refusal(node) or "it has a constant operand that is not quantized"
+        is_wide = any(t.quant and t.quant.spec.bits == WIDE_BITS for t in computed)
+        reason = op.int16_refusal(node) if is_wide else op.int8_refusal(node)
+        reason = reason or "it has a constant operand that is not quantized, or operands of 8 and of 16 bits"
         findings.append(Finding(node.where, reason))
     return findings
 
@@ -73,7 +89,10 @@ def _spread(graph: Graph, op_of: OpOf) -> None:
 
     def moves(node: Node) -> bool:
         op = op_of(node)
-        return bool(op and op.int8 and op.int8.moves and not op.int8_refusal(node)) and node.x.is_float
+        if not (op and op.int8 and op.int8.moves and node.x.is_float) or op.int8_refusal(node):
+            return False
+        widths = {t.quant.spec.bits for t in (node.x, node.y) if t.quant}
+        return WIDE_BITS not in widths or op.int16_refusal(node) is None
 
     for node in graph.nodes:
         if moves(node) and node.x.quant and node.x.quant.spec.axis is None and not _others(node):
@@ -105,9 +124,10 @@ class _Borders:
     def integer(self, node: Node, rule: Int8) -> None:
         """Adds an int8 node; where the kernel's demands on scales are not met, the difference is requantized."""
         after: list[Node] = []
-        if rule.fixed_output:
-            fixed = rule.fixed_output
-            wanted = QuantParams(np.array(fixed.scale), np.array(fixed.zero_point), TensorSpec())
+        fixed = rule.wide.fixed_output if node.is_wide and rule.wide else rule.fixed_output
+        if fixed:
+            spec = SIXTEEN if node.is_wide else TensorSpec()
+            wanted = QuantParams(np.array(fixed.scale), np.array(fixed.zero_point), spec)
             after = self._outputs_as(node, wanted)
         elif rule.shares_scale:
             data = [i for i, t in enumerate(node.inputs) if t is not None and t.is_float and i not in rule.real_inputs]

@@ -20,6 +20,9 @@ REDUCE_MIN REDUCE_PROD RELU RELU6 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT 
 SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM TANH TOPK_V2
 TRANSPOSE UNPACK L2_NORMALIZATION"""
 INT8_IS_2 = frozenset(_SECOND_IN_INT8.split())
+_THIRD_IN_INT16 = """AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION LOGISTIC MAX_POOL_2D MEAN MIRROR_PAD PACK REDUCE_MAX
+REDUCE_MIN RELU RELU6 SOFTMAX TANH"""
+INT16_IS_3 = frozenset(_THIRD_IN_INT16.split())
 _FIRST_RELEASE = """ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D MAX_POOL_2D MUL RELU6 RELU_N1_TO_1
 RESHAPE SOFTMAX SPLIT FULLY_CONNECTED RELU PAD CAST"""
 _RUNTIMES: Mapping[tuple[str, int], str] = {
@@ -29,10 +32,12 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("BATCH_MATMUL", 2): "2.3.0",
     ("BROADCAST_TO", 2): "2.5.0",
     ("BROADCAST_TO", 3): "2.5.0",
+    ("CONV_2D", 4): "2.3.0",
     ("CONV_2D", 5): "2.4.0",
     ("CONV_2D", 6): "2.9.0",
     ("DEPTHWISE_CONV_2D", 2): "1.12.0",
     ("DEPTHWISE_CONV_2D", 4): "2.2.0",
+    ("DEPTHWISE_CONV_2D", 5): "2.4.0",
     ("DEPTHWISE_CONV_2D", 6): "2.3.0",
     ("SUB", 3): "2.3.0",
     ("DIV", 2): "2.3.0",
@@ -40,6 +45,7 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("DEPTH_TO_SPACE", 2): "2.5.0",
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",
+    ("FULLY_CONNECTED", 7): "2.3.0",
     ("FULLY_CONNECTED", 9): "2.3.0",
     ("MAXIMUM", 3): "2.3.0",
     ("MINIMUM", 3): "2.3.0",
@@ -115,6 +121,8 @@ def version_of(name: str, inputs: Sequence[Kind | None], outputs: Sequence[Kind]
     rule = _RULES.get(name)
     if rule:
         return rule(given, outputs, options)
+    if name in INT16_IS_3 and given and given[0].type == "INT16":
+        return 3
     return 2 if name in INT8_IS_2 and given and given[0].type == "INT8" else 1
 
 
@@ -132,14 +140,16 @@ def _conv(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, 
     x, weights = given[0], given[1]
     if x.shape[-1] != weights.shape[-1]:
         return 6
+    if x.type == "INT16":
+        return 4
     if x.type == "FLOAT32" and weights.type == "INT8":
         return 5 if weights.per_channel else 2
     return 3 if x.type == "INT8" else 1
 
 
 def _depthwise(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
-    if given[0].type == "INT8":
-        return 3
+    if given[0].type in ("INT8", "INT16"):
+        return 3 if given[0].type == "INT8" else 5
     if given[1].type == "INT8":
         return 6 if given[1].per_channel else 4
     return 2 if (options.get("dilation_h_factor", 1), options.get("dilation_w_factor", 1)) != (1, 1) else 1
@@ -150,6 +160,8 @@ def _fully_connected(given: Sequence[Kind], outputs: Sequence[Kind], options: Ma
         return 12
     if options.get("asymmetric_quantize_inputs"):
         return 9
+    if given[0].type == "INT16":
+        return 7
     if len(given) == 2:
         return 6
     if options.get("keep_num_dims"):
@@ -160,6 +172,8 @@ def _fully_connected(given: Sequence[Kind], outputs: Sequence[Kind], options: Ma
 def _mul(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     if given[0].type == "INT64":
         return 5
+    if given[0].type == "INT16" and given[0].scale is not None:
+        return 4
     scales = [kind.scale for kind in (*given[:2], outputs[0])]
     if all(scale is not None for scale in scales) and scales[0][0] * scales[1][0] / scales[2][0] >= 1.0:
         return 3
@@ -167,6 +181,8 @@ def _mul(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, A
 
 
 def _add(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    if given[0].type == "INT16" and given[0].scale is not None:
+        return 3
     return 4 if given[0].type == "INT64" else 2 if given[0].type == "INT8" else 1
 
 
@@ -175,6 +191,8 @@ def _wide_broadcast(given: Sequence[Kind]) -> bool:
 
 
 def _sub(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    if given[0].type == "INT16" and given[0].scale is not None:
+        return 5
     return 4 if given[0].type == "INT64" else _extremum(given, outputs, options)
 
 
@@ -187,30 +205,33 @@ def _div(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, A
 
 
 def _pad(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
-    return 4 if len(given[0].shape) > 4 else 2 if given[0].type == "INT8" else 1
+    return 4 if len(given[0].shape) > 4 else {"INT8": 2, "INT16": 3}.get(given[0].type, 1)
 
 
 def _transpose(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     rank = len(given[0].shape)
     if rank > 4:
         return 6 if rank > 5 else 4
-    return {"BOOL": 3, "INT8": 2}.get(given[0].type, 1)
+    return {"BOOL": 3, "INT8": 2, "INT16": 4}.get(given[0].type, 1)
 
 
 def _slice(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
-    return 5 if len(given[0].shape) > 4 else 2 if given[0].type == "INT8" else 1
+    return 5 if len(given[0].shape) > 4 else {"INT8": 2, "INT16": 4}.get(given[0].type, 1)
 
 
 def _strided_slice(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
-    return 4 if len(given[0].shape) > 4 else {"BOOL": 3, "INT8": 2}.get(given[0].type, 1)
+    return 4 if len(given[0].shape) > 4 else {"BOOL": 3, "INT8": 2, "INT16": 4}.get(given[0].type, 1)
 
 
 def _resize(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    if given[0].type == "INT16":
+        return 4
     return 3 if options.get("half_pixel_centers") else 2 if given[0].type == "INT8" else 1
 
 
 def _nearest(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
-    return 3 if options.get("align_corners") else _resize(given, outputs, options)
+    resized = _resize(given, outputs, options)
+    return max(resized, 3) if options.get("align_corners") else resized
 
 
 def _transpose_conv(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
@@ -268,6 +289,10 @@ def _dequantize(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping
     return {"FLOAT16": 3, "INT16": 3, "INT8": 2}.get(given[0].type, 1)
 
 
+def _quantize(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
+    return 2 if "INT16" in (given[0].type, outputs[0].type) else 1
+
+
 def _range(given: Sequence[Kind], outputs: Sequence[Kind], options: Mapping[str, Any]) -> int:
     return 2 if given[0].type == "INT64" else 1
 
@@ -292,6 +317,7 @@ _RULES = {
     "MUL": _mul,
     "PAD": _pad,
     "PADV2": _pad,
+    "QUANTIZE": _quantize,
     "RANGE": _range,
     "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _nearest,

@@ -18,13 +18,14 @@ from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.fusion import activation_of
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import POINTWISE
-from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
 from edgeship.targets.tflite.ops.elementwise import COMPARED, binary, narrow_broadcast
 from edgeship.targets.tflite.ops.unary import REAL, SIGNED, unary
 
 UNIT = FixedOutput(1 / 256, -128)
 SIGNED_UNIT = FixedOutput(1 / 128, 0)
+WIDE_UNIT = FixedOutput(1 / 32768, 0)
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 SATURATED = 20.0
 """tanh(log(1 + e^x)) is 1 in float32 from here on, and e^2x still finite."""
@@ -203,17 +204,17 @@ def unit_alpha(node: Node) -> str | None:
     return None if alpha == 1.0 else f"its alpha is {alpha}; accepted: 1"
 
 
-_CLIP = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(known_bounds,))
+_CLIP = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(known_bounds,), wide=Int16())
 _NUMBERS = (of_types(*COMPARED),)
 
 OPS = (
-    Op("Relu", convert_clip, POINTWISE, Int8(), _NUMBERS),
+    Op("Relu", convert_clip, POINTWISE, Int8(wide=Int16()), _NUMBERS),
     Op("Clip", convert_clip, POINTWISE, _CLIP, _NUMBERS),
-    Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT), REAL),
-    Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT), REAL),
+    Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT, wide=Int16(WIDE_UNIT)), REAL),
+    Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT, wide=Int16(WIDE_UNIT)), REAL),
     Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,)), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
-    Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(), REAL),
+    Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(wide=Int16()), REAL),
     Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), (*REAL, narrow_broadcast)),
     Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,)), REAL),
     Op("Selu", convert_selu, POINTWISE, None, REAL),

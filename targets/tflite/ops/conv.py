@@ -15,11 +15,13 @@ from edgeship.calibration.types import Array, QuantParams, TensorSpec
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.layout import Layout, natural
-from edgeship.targets.tflite.op import Int8
+from edgeship.targets.tflite.op import Int8, Int16
 from edgeship.targets.tflite.ops.steps import Steps
 from edgeship.targets.tflite.ops.window import Window, flat, padded, spatial, window
 
 BIAS = TensorSpec(bits=32, signed=True, symmetric=True)
+WIDE_BIAS = TensorSpec(bits=64, signed=True, symmetric=True)
+"""Of layers with 16-bit activations: every kernel of them takes int64."""
 OUTPUT_FIRST = Layout((0, 2, 3, 1))
 """[M, C, h, w] as [M, h, w, C]."""
 DEPTHWISE = Layout((1, 2, 3, 0))
@@ -72,6 +74,7 @@ def weights_in_the_plane(node: Node) -> str | None:
 INT8 = Int8(
     real_inputs=frozenset({2}),
     limits=(constant_weights, output_channel_weights, constant_bias, moderate_rescaling, weights_in_the_plane),
+    wide=Int16(weights=frozenset({1})),
 )
 
 
@@ -113,8 +116,9 @@ def bias(emit: Emit, index: int, channels: int, weights: Operand, start: int | N
             return emit.input(index) if start is None else Steps(emit).slice(emit.input(index), 0, start, channels)
         return emit.constant("bias", np.zeros(channels, np.float32))
     scale = np.float32(x.scale) * weights.quant.scale
-    quant = QuantParams(scale, np.zeros(scale.shape, np.int64), replace(BIAS, axis=0 if scale.ndim else None))
-    integers = np.zeros(channels, np.int32) if tensor is None else bias_integers(tensor, quant)
+    spec = WIDE_BIAS if emit.node.is_wide else BIAS
+    quant = QuantParams(scale, np.zeros(scale.shape, np.int64), replace(spec, axis=0 if scale.ndim else None))
+    integers = np.zeros(channels, spec.dtype) if tensor is None else bias_integers(tensor, quant)
     return emit.constant("bias", integers, quant)
 
 
@@ -138,14 +142,16 @@ def bias_integers(tensor: Tensor, quant: QuantParams) -> Array:
         and own.spec.bits == 32
         and np.allclose(own.scale, quant.scale, rtol=1e-5, atol=0)
     ):
-        return tensor.data.reshape(-1)
+        return tensor.data.reshape(-1).astype(quant.spec.dtype)
     integers = np.rint(tensor.values().reshape(-1).astype(np.float64) / quant.scale.astype(np.float64))
-    limits = np.iinfo(np.int32)
-    if integers.size and (integers.min() < limits.min or integers.max() > limits.max):
+    largest = 2.0 ** (min(quant.spec.bits, 48) - 1) - 1
+    if integers.size and np.abs(integers).max() > largest:
         raise Unsupported(
-            "the bias does not fit 32 bits at its scale", f"{np.abs(integers).max():.3g}", "a larger weight scale"
+            f"the bias does not fit {min(quant.spec.bits, 48)} bits at its scale",
+            f"{np.abs(integers).max():.3g}",
+            "a larger weight scale",
         )
-    return integers.astype(np.int32)
+    return integers.astype(quant.spec.dtype)
 
 
 def convert_plane(emit: Emit) -> None:

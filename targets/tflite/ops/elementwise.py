@@ -7,6 +7,7 @@ reference rounds the real result. They differ by at most one step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from edgeship.targets.tflite.dtypes import SHIFTED, of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import POINTWISE
-from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
 
 ARITHMETIC = ("float32", "int32", "int64")
@@ -47,7 +48,9 @@ def binary(name: str, *, fuses: bool = True) -> Callable[[Emit], None]:
     """A `convert` that writes TFLite operator `name` on two operands."""
 
     def convert(emit: Emit) -> None:
-        options = {"fused_activation_function": emit.node.activation} if fuses else {}
+        options: dict[str, Any] = {"fused_activation_function": emit.node.activation} if fuses else {}
+        if emit.node.is_wide and name in ("ADD", "SUB"):
+            options["pot_scale_int16"] = False
         apply(emit, name, emit.broadcast(0), emit.broadcast(1), into=emit.output(), **options)
 
     return convert
@@ -132,6 +135,7 @@ def exponent_types(node: Node) -> str | None:
     return None if is_square else f"it raises {base.dtype} to {exponent.dtype}; accepted: float32 and int32"
 
 
+EXTREMUM = Int8(shares_scale=True, wide=Int16())
 _PLAIN: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 _COMMON = (of_types(*ARITHMETIC), narrow_broadcast)
 _POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*ARITHMETIC, variable="T1"), exponent_types, narrow_broadcast)
@@ -142,7 +146,7 @@ OPS = (
             onnx,
             binary(name),
             POINTWISE,
-            Int8(limits=(moderate_scales,)),
+            Int8(limits=(moderate_scales,), wide=Int16()),
             (of_types(*MODULAR), narrow_broadcast),
             fuses=True,
         )
@@ -151,8 +155,8 @@ OPS = (
     Op("Div", binary("DIV"), POINTWISE, None, (of_types("float32", "int32"), narrow_broadcast), fuses=True),
     Op("Pow", convert_pow, POINTWISE, None, _POWERS),
     Op("Mod", convert_mod, POINTWISE, None, _COMMON, since=10),
-    Op("Max", chain("MAXIMUM"), POINTWISE, Int8(shares_scale=True), (of_types(*COMPARED), narrow_broadcast)),
-    Op("Min", chain("MINIMUM"), POINTWISE, Int8(shares_scale=True), (of_types(*COMPARED), narrow_broadcast)),
+    Op("Max", chain("MAXIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
+    Op("Min", chain("MINIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
     Op("Sum", chain("ADD"), POINTWISE, None, _COMMON),
     Op("Mean", convert_mean, POINTWISE, None, (REAL, narrow_broadcast)),
     Op("Reciprocal", convert_reciprocal, POINTWISE, None, (REAL,)),

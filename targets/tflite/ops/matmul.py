@@ -19,7 +19,7 @@ from edgeship.targets.tflite.layout import Layout, natural
 from edgeship.targets.tflite.layout_matrices import PRODUCTS, Rows
 from edgeship.targets.tflite.layout_matrices import WIDEST as WIDEST_PRODUCT
 from edgeship.targets.tflite.layout_rules import ByNode
-from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.conv import bias, constant_bias, moderate_rescaling
 
 KNOWN_FLOATS = (np.dtype(np.float32),)
@@ -49,6 +49,11 @@ def unscaled(node: Node) -> str | None:
 def constant_matrix(node: Node) -> str | None:
     """The second matrix of a Gemm is a constant."""
     return None if node.tensor(1).is_constant else f"its weights {node.tensor(1).name} are computed at run time"
+
+
+def flat_if_constant(node: Node) -> str | None:
+    """A constant matrix has two axes."""
+    return flat_matrix(node) if node.tensor(1).is_constant else None
 
 
 def flat_matrix(node: Node) -> str | None:
@@ -251,6 +256,7 @@ OPS = (
         Int8(
             real_inputs=frozenset({2}),
             limits=(constant_matrix, symmetric_weights, unscaled, row_bias, constant_bias, moderate_rescaling),
+            wide=Int16(weights=frozenset({1})),
         ),
         (of_types("float32"),),
         hybrid=(constant_matrix, symmetric_weights, unscaled, row_bias),
@@ -260,7 +266,11 @@ OPS = (
         "MatMul",
         convert_matmul,
         ByNode(lambda node: MATMUL_ROWS if _by_constant_matrix(node) else PRODUCTS),
-        Int8(real_inputs=frozenset({2}), limits=(symmetric_weights, moderate_rescaling)),
+        Int8(
+            real_inputs=frozenset({2}),
+            limits=(symmetric_weights, moderate_rescaling),
+            wide=Int16(weights=frozenset({1}), limits=(flat_if_constant,)),
+        ),
         (of_types("float32", "int32", "int64"),),
         hybrid=(constant_matrix, flat_matrix, symmetric_weights),
         fuses=_by_constant_matrix,

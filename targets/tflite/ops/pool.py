@@ -15,7 +15,7 @@ from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
-from edgeship.targets.tflite.op import MOVES, Int8, Op
+from edgeship.targets.tflite.op import MOVES, Int8, Int16, Op
 from edgeship.targets.tflite.ops.steps import Steps, fixed
 from edgeship.targets.tflite.ops.window import (
     Window,
@@ -203,13 +203,13 @@ def convert_global_max(emit: Emit) -> None:
 
 
 REAL = of_types("float32")
-AVERAGES = Int8(shares_scale=True, limits=(averaged_in_int8,))
+AVERAGES = Int8(shares_scale=True, limits=(averaged_in_int8,), wide=Int16())
 
 OPS = (
     Op("MaxPool", convert_max_pool, CHANNELS_LAST, MOVES, (windows_in_space, static_indices), fuses=True),
     Op("AveragePool", convert_average_pool, CHANNELS_LAST, AVERAGES, (REAL, windows_in_space), fuses=True),
     Op("LpPool", convert_lp_pool, CHANNELS_LAST, None, (REAL, windows_in_space)),
-    Op("GlobalAveragePool", convert_global_average, CHANNELS_LAST, Int8()),
+    Op("GlobalAveragePool", convert_global_average, CHANNELS_LAST, Int8(wide=Int16())),
     Op("GlobalMaxPool", convert_global_max, CHANNELS_LAST, MOVES),
     Op("GlobalLpPool", convert_global_lp, CHANNELS_LAST, None, (REAL,)),
 )

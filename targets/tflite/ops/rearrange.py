@@ -7,6 +7,7 @@ row, column), is the same after its channels are reordered.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -103,9 +104,11 @@ def _centered(x: Tensor, axes: Sequence[int], sizes: Sequence[int]) -> Array:
 
 _BLOCKS = (of_types("float32", "uint8", "int8", "int32", "int64"),)
 
+_BYTES = replace(MOVES, wide=None)
+
 OPS = (
-    Op("DepthToSpace", convert_depth_to_space, CHANNELS_LAST, MOVES, _BLOCKS),
-    Op("SpaceToDepth", convert_space_to_depth, CHANNELS_LAST, MOVES, _BLOCKS),
+    Op("DepthToSpace", convert_depth_to_space, CHANNELS_LAST, _BYTES, _BLOCKS),
+    Op("SpaceToDepth", convert_space_to_depth, CHANNELS_LAST, _BYTES, _BLOCKS),
     Op("Trilu", convert_trilu, NATURAL, MOVES),
 )
 EXPANSIONS = (

@@ -17,7 +17,7 @@ from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import NATURAL, ByNode, Drops
-from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.op import Int8, Int16, Op
 
 BOOLEAN = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
 LARGEST = float(np.finfo(np.float32).max)
@@ -139,11 +139,11 @@ _ORDERED = (of_types("float32", "int8", "uint8", "int16", "int32", "int64", "boo
 _FLOATS = (of_types("float32"),)
 
 OPS = (
-    Op("ReduceMean", plain("MEAN"), ByNode(_layout), Int8(), _NUMBERS),
+    Op("ReduceMean", plain("MEAN"), ByNode(_layout), Int8(wide=Int16()), _NUMBERS),
     Op("ReduceSum", plain("SUM"), ByNode(_layout), None, _NUMBERS),
     Op("ReduceProd", plain("REDUCE_PROD"), ByNode(_layout), None, _NUMBERS),
-    Op("ReduceMax", plain("REDUCE_MAX"), ByNode(_layout), Int8(shares_scale=True), _ORDERED),
-    Op("ReduceMin", plain("REDUCE_MIN"), ByNode(_layout), Int8(shares_scale=True), _ORDERED),
+    Op("ReduceMax", plain("REDUCE_MAX"), ByNode(_layout), Int8(shares_scale=True, wide=Int16()), _ORDERED),
+    Op("ReduceMin", plain("REDUCE_MIN"), ByNode(_layout), Int8(shares_scale=True, wide=Int16()), _ORDERED),
     Op("ReduceL1", composed("ABS", "SUM", None), ByNode(_layout), None, _FLOATS),
     Op("ReduceL2", composed("SQUARE", "SUM", "SQRT"), ByNode(_layout), None, _FLOATS),
     Op("ReduceSumSquare", composed("SQUARE", "SUM", None), ByNode(_layout), None, _NUMBERS),

@@ -16,7 +16,7 @@ from edgeship.calibration.types import Array
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
-from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.coordinates import CROP, coordinates, kind_of, nearest, scale, transformation
 from edgeship.targets.tflite.ops.interpolation import Kernel, matrix
 from edgeship.targets.tflite.ops.steps import Steps
@@ -178,7 +178,7 @@ def _sampled(mode: str, kind: str, before: int, after: int) -> Iterator[float]:
             yield float(value)
 
 
-INT8 = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(moves_or_native,))
+INT8 = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(moves_or_native,), wide=Int16())
 LIMITS = (known_axes, resizable_type)
 
 OPS = (

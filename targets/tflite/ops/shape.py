@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from edgeship.targets.tflite.layout_rules import (
     AlongAxes,
     Renames,
 )
-from edgeship.targets.tflite.op import MOVES, Int8, Op
+from edgeship.targets.tflite.op import MOVES, Op
 
 
 def convert_reshape(emit: Emit) -> None:
@@ -210,13 +211,13 @@ OPS = (
     *(Op(name, convert_reshape, RESHAPES, MOVES) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
     Op("Transpose", convert_reshape, Renames(permutation), MOVES),
     Op("Identity", convert_alias, POINTWISE, MOVES),
-    Op("Concat", convert_concat, AlongAxes(None, _joined_axis), Int8(shares_scale=True, moves=True)),
+    Op("Concat", convert_concat, AlongAxes(None, _joined_axis), MOVES),
     Op("Slice", convert_slice, ALONG_AXES, MOVES),
     Op(
         "Pad",
         convert_pad,
         ALONG_AXES,
-        Int8(shares_scale=True, moves=True, real_inputs=frozenset({2})),
+        replace(MOVES, real_inputs=frozenset({2})),
         (short_reflection,),
     ),
     Op("Split", convert_split, AlongAxes(1, _split_axis), MOVES),

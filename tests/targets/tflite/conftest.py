@@ -108,7 +108,10 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Path], TFLiteSession]:
 
 
 def quantized(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, int]], weights: Mapping[str, int | None] | None = None
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, int]],
+    weights: Mapping[str, int | None] | None = None,
+    activations: type[np.int8 | np.int16] = np.int8,
 ) -> onnx.ModelProto:
     """The QDQ form of a float model: computed values by (scale, zero point), constants in `weights` per channel axis.
 
@@ -134,7 +137,7 @@ def quantized(
         renamed["bias"] = "bias_dq"
     for name, (scale, zero) in ranges.items():
         graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), f"{name}_scale"))
-        graph.initializer.append(numpy_helper.from_array(np.array(zero, np.int8), f"{name}_zero"))
+        graph.initializer.append(numpy_helper.from_array(np.array(zero, activations), f"{name}_zero"))
         parameters = [f"{name}_scale", f"{name}_zero"]
         is_output = any(output.name == name for output in graph.output)
         made, read = (f"{name}_real", name) if is_output else (name, f"{name}_dq")

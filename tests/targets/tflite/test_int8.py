@@ -184,7 +184,7 @@ TESTED_OTHERWISE = {"ArgMax", "ArgMin", "Identity", "Min", "TopK", "Upsample", "
 def qdq(
     model_of: Callable[..., onnx.ModelProto], quantize: Callable[..., onnx.ModelProto]
 ) -> Callable[[Case], onnx.ModelProto]:
-    def build(case: Case) -> onnx.ModelProto:
+    def build(case: Case, *, wide: bool = False) -> onnx.ModelProto:
         rng = np.random.default_rng(7)
         inputs = {"x": case.shape, **({"x2": case.second} if case.second else {})}
         constants = {name: rng.normal(size=shape).astype(np.float32) for name, (shape, _) in case.weights.items()}
@@ -196,14 +196,24 @@ def qdq(
         if "low" not in constants and case.op == "Pad" and "v" not in constants:
             names = [name for name in names if name != "v"]
         node = helper.make_node(case.op, [*inputs, *names], outputs, name="node", **case.attributes)
-        model = model_of([node], inputs, outputs, constants)
+        model = model_of([node], inputs, outputs, constants, **({"opset": 21} if wide else {}))
         ranges = {"x": case.x}
         if case.second:
             ranges["x2"] = case.x if case.op in ("Concat", "Max") else (0.03, -11)
         ranges |= dict.fromkeys(outputs, case.y or case.x)
-        return quantize(model, ranges, {name: axis for name, (_, axis) in case.weights.items()})
+        axes = {name: axis for name, (_, axis) in case.weights.items()}
+        if wide:
+            return quantize(model, {name: widened(*pair) for name, pair in ranges.items()}, axes, np.int16)
+        return quantize(model, ranges, axes)
 
     return build
+
+
+def widened(scale: float, zero_point: int) -> tuple[float, int]:
+    """16-bit parameters for what the 8-bit ones cover; 1/32768 for the outputs that kernels fix."""
+    if (scale, zero_point) in ((1 / 256, -128), (1 / 128, 0)):
+        return 1 / 32768, 0
+    return scale * (128 + abs(zero_point)) / 32767, 0
 
 
 def _feeds(case: Case) -> dict[str, Array]:
@@ -239,6 +249,43 @@ def test_int8_kernel_is_within_its_steps_of_the_qdq_reference(  # noqa: PLR0917 
     for output, values in expected.items():
         steps = np.abs(values - seen[output]) / scale
         assert steps.max() <= case.steps + 1e-3, f"{output}: {steps.max():.2f} steps, mean {steps.mean():.3f}"
+
+
+WIDE = sorted(name for name, case in CASES.items() if (rule := REGISTRY[case.op].int8) and rule.wide)
+WIDE_STEPS = {"softmax": 6, "softmax_channels": 6, "sigmoid": 2, "tanh": 3}
+"""Of 1/32768: TFLite interpolates these functions in tables."""
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_kernel_with_16_bit_activations_is_within_its_steps_of_the_qdq_reference(  # noqa: PLR0917 - fixtures
+    name: str,
+    qdq: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    reference: Callable[..., dict[str, Array]],
+    judge: Callable[[Path], TFLiteSession],
+    request: pytest.FixtureRequest,
+) -> None:
+    if name in NO_REFERENCE_KERNEL and request.node.callspec.params["judge"] in ("reference", "tensorflow"):
+        pytest.skip("TFLite has no reference kernel for this operator on integers")
+    case = CASES[name]
+    model, feeds = qdq(case, wide=True), _feeds(case)
+    path = convert(model)
+    expected, seen = reference(model, feeds), judge(path).run(feeds)
+    scale = widened(*(case.y or case.x))[0]
+    for output, values in expected.items():
+        steps = np.abs(values - seen[output]) / scale
+        most = WIDE_STEPS.get(name, case.steps)
+        assert steps.max() <= most + 2e-2, f"{output}: {steps.max():.2f} steps, mean {steps.mean():.3f}"
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_node_with_16_bit_activations_computes_nothing_in_float(
+    name: str, qdq: Callable[..., onnx.ModelProto], convert: Callable[..., Path], operators: Callable[[Path], Any]
+) -> None:
+    case = CASES[name]
+    counts = operators(convert(qdq(case, wide=True)))
+    assert counts["DEQUANTIZE"] == case.outputs
+    assert counts["QUANTIZE"] == 1 + bool(case.second)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
