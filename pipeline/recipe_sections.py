@@ -265,6 +265,9 @@ class TargetOptions(Section):
     io_dtype: Literal["float32", "int8", "uint8"] = Field(
         default="float32", description="the artifact's input and output type"
     )
+    c_array: bool = Field(
+        default=False, description='also as C source for TensorFlow Lite Micro; needs io_dtype = "int8" (tflite only)'
+    )
 
 
 class Release(Section):

@@ -78,11 +78,19 @@ def simplify(model: Path, out: Path) -> None:
     help="The type of inputs and outputs.",
 )
 @click.option("--batch", type=click.IntRange(min=1), help="The size of a dynamic batch.  [default: it stays dynamic]")
+@click.option("--c-array", is_flag=True, help="Also beside OUT, as .c and .h for TensorFlow Lite Micro; needs int8.")
 def convert(
-    model: Path, out: Path, target: str, io_layout: IoLayout | None, io_dtype: IoDtype, batch: int | None
+    model: Path,
+    out: Path,
+    target: str,
+    io_layout: IoLayout | None,
+    io_dtype: IoDtype,
+    batch: int | None,
+    c_array: bool,
 ) -> None:
     """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
     from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.pipeline.c_source import c_source
     from edgeship.pipeline.onnx_form import fix_batch
     from edgeship.pipeline.workspace import write_atomically
     from edgeship.targets.base import ConvertOptions, load
@@ -95,7 +103,11 @@ def convert(
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
     options = ConvertOptions(io_layout, io_dtype, metadata)
     content = chosen.convert(loaded, options)
+    in_c = c_source(chosen, content, out.name) if c_array else None
     write_atomically(out, content)
+    if in_c:
+        write_atomically(out.with_suffix(".c"), in_c.source)
+        write_atomically(out.with_suffix(".h"), in_c.header)
     _tell(chosen.notes(loaded))
     click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
 

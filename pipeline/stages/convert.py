@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import UnsupportedError
 from edgeship.pipeline.artifacts import artifact_path
+from edgeship.pipeline.c_source import c_source
 from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 from edgeship.pipeline.workspace import sha256_of, write_atomically, write_json
 from edgeship.targets.base import ConvertOptions, load
@@ -49,7 +50,12 @@ def run(context: StageContext) -> None:
         options = options_for(recipe, name, quantized[scheme], {"edgeship.plan": plan.get(scheme, plan["digest"])})
         twin = replace(options_for(recipe, name, simplified, {}), io_dtype="float32")
         int8, fp32 = context.folder / artifact_path(name), context.folder / artifact_path(name, "fp32")
-        write_atomically(int8, target.convert(quantized[scheme], options))
+        content = target.convert(quantized[scheme], options)
+        write_atomically(int8, content)
+        if recipe.targets[name].c_array:
+            source = c_source(target, content, "model.c")
+            write_atomically(int8.with_suffix(".c"), source.source)
+            write_atomically(int8.with_suffix(".h"), source.header)
         write_atomically(fp32, target.convert(simplified, twin))
         facts[name] = {
             "artifact": artifact_path(name),
@@ -91,8 +97,16 @@ def options_for(recipe: Recipe, target: str, model: ir.Model, more: Mapping[str,
     """What the recipe asks of the target, with the facts that the artifact carries."""
     wanted = recipe.targets[target]
     carried = {key: value for key, value in model.metadata_props.items() if key.startswith("edgeship.")}
-    metadata = {**carried, "edgeship.version": _version(), "edgeship.model": recipe.name, **more}
+    metadata = {**carried, "edgeship.version": _version(), "edgeship.model": recipe.name, **_release(recipe), **more}
     return ConvertOptions(io_layout=wanted.io_layout, io_dtype=wanted.io_dtype, metadata=metadata)
+
+
+def _release(recipe: Recipe) -> dict[str, str]:
+    """What the artifact says of the model: the recipe's [release] table, without the key."""
+    said = recipe.release.model_dump(exclude={"key", "labels"})
+    facts = {f"edgeship.release.{name}": value for name, value in said.items() if value}
+    labels = recipe.label_names
+    return {**facts, "edgeship.release.labels": json.dumps(labels)} if labels else facts
 
 
 def _parameters(model: ir.Model) -> int:
@@ -115,6 +129,7 @@ def _plan_digests(context: StageContext) -> dict[str, str]:
 def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
     return {
         "name": recipe.name,
+        "release": _release(recipe),
         "mode": recipe.quantize.mode,
         "targets": {name: recipe.targets[name].model_dump(mode="json") for name in targets},
         "weights": {name: recipe.weight_scheme(name) for name in targets},

@@ -46,15 +46,20 @@ def run(context: StageContext) -> None:
         raise GateError(
             "\n".join([f"{count} not met, no release was made: {failing[0]}", *(f"  - {gate}" for gate in failing[1:])])
         )
-    artifacts = {}
+    artifacts, documents = {}, list[str]()
     for name in context.targets:
         path = context.folder / release_name(name, sorted(recipe.targets))
         shutil.copyfile(context.inputs["convert"] / artifact_path(name), path)
         artifacts[path.name] = {"target": name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+        if recipe.targets[name].c_array:
+            for suffix in (".c", ".h"):
+                made = context.inputs["convert"] / artifact_path(name)
+                shutil.copyfile(made.with_suffix(suffix), path.with_suffix(suffix))
+                documents.append(path.with_suffix(suffix).name)
     manifest = _manifest(context, artifacts)
-    documents = _documents(context, manifest)
-    for name, text in documents.items():
+    for name, text in _documents(context, manifest).items():
         write_atomically(context.folder / name, text)
+        documents.append(name)
     key = recipe.signing_key
     write_json(
         context.folder / MANIFEST,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.calibration.types import Finding, QuantRules, Session, WeightScheme
+    from edgeship.targets.tflite.micro import CSource
 
 INSTALL = "pip install 'edgeship[tflite]'"
 RUNTIMES = ("ai-edge-litert", "tensorflow")
@@ -63,6 +64,12 @@ class TFLiteTarget:
         from edgeship.targets.tflite.hybrid import simulated
 
         return simulated(model)
+
+    def c_source(self, content: bytes, name: str) -> CSource:
+        """The artifact as C for TensorFlow Lite Micro; raises UnsupportedError where that cannot run it."""
+        from edgeship.targets.tflite.micro import c_source
+
+        return c_source(content, name)
 
     def open(self, artifact: Path, threads: int = 1) -> Session:
         """The artifact in the interpreter, with the kernels users get by default."""

@@ -14,7 +14,7 @@ from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.readback import read_back
 from edgeship.calibration.types import Finding
 from edgeship.targets.base import ConvertOptions, IoDtype
-from edgeship.targets.tflite import dtypes
+from edgeship.targets.tflite import dtypes, standard_metadata
 from edgeship.targets.tflite.builder import Builder, Signature
 from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
@@ -136,6 +136,11 @@ class Border:
             **({"scale": float(quant.scale), "zero_point": int(quant.zero_point)} if quant else {}),
         }
 
+    def standard(self) -> standard_metadata.Border:
+        """As TFLite Metadata has it."""
+        operand = self.operand
+        return standard_metadata.Border(self.name, tuple(operand.shape), list(self.layout.perm) == [0, 2, 3, 1])
+
 
 class _Conversion:
     """One model on its way: lowered, arranged, written."""
@@ -198,16 +203,21 @@ class _Conversion:
 
     def finish(self) -> bytes:
         """The file's bytes. Nothing else can be asked of the conversion afterwards."""
+        facts = self.options.metadata
         described = {
             "version": METADATA_VERSION,
             "inputs": [border.described() for border in self.inputs],
             "outputs": [border.described() for border in self.outputs],
-            "metadata": dict(sorted(self.options.metadata.items())),
+            "metadata": {key: value for key, value in sorted(facts.items()) if key != standard_metadata.LABELS_KEY},
         }
         signature = Signature(_indices(self.inputs), _indices(self.outputs))
-        content = json.dumps(described, sort_keys=True, separators=(",", ":")).encode()
+        stored = {METADATA: json.dumps(described, sort_keys=True, separators=(",", ":")).encode()}
+        if facts:
+            inputs, outputs = ([each.standard() for each in borders] for borders in (self.inputs, self.outputs))
+            stored[standard_metadata.NAME] = standard_metadata.describe(inputs, outputs, facts)
         del self.graph, self.plan, self.writer  # the constants that the file holds otherwise have no need of memory now
-        return self.builder.finish(signature, {METADATA: content})
+        content = self.builder.finish(signature, stored)
+        return standard_metadata.with_labels(content, standard_metadata.labels_of(facts))
 
 
 def _indices(borders: list[Border]) -> Mapping[str, int]:
