@@ -74,6 +74,9 @@ def open_device(address: str, named: Mapping[str, DeviceOptions] | None = None) 
     from edgeship.pipeline.recipe_sections import DeviceOptions
 
     known = dict(named or {})
+    if address not in known and not is_address(address):
+        hint = nearest(address, known) if known else ""
+        raise InputError(f"--device {address}: not a device; accepted: {ACCEPTED}{hint}")
     options = known[address] if address in known else DeviceOptions(url=address)
     if options.url == HOST:
         return HostDevice()
@@ -83,8 +86,7 @@ def open_device(address: str, named: Mapping[str, DeviceOptions] | None = None) 
         from edgeship.pipeline.devices.adb import AdbDevice
 
         return AdbDevice(adb["serial"], options)
-    hint = nearest(address, known) if known else ""
-    raise InputError(f"--device {address}: not a device; accepted: {ACCEPTED}{hint}")
+    raise InputError(f"devices.{address}.url: {options.url!r} is no address; accepted: ssh://..., adb:SERIAL, host")
 
 
 def _ssh(match: re.Match[str], options: DeviceOptions) -> Device:

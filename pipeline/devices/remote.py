@@ -84,7 +84,9 @@ class RemoteDevice(ABC):
             known = ", ".join(sorted(set(runner.ENGINES) - {"reference"}))
             raise InputError(f"artifacts of target {target} cannot be run on {self.address}; accepted: {known}")
         python = shlex.quote(self._options.python)
-        return Launch(self._shell(f"exec {python} -u {shlex.quote(self._folder)}/runner.py"), False, self._explain)
+        # not exec: only a shell turns the signal that kills the runner into an exit code
+        command = f"{python} -u {shlex.quote(self._folder)}/runner.py; exit $?"
+        return Launch(self._shell(command), False, self._explain)
 
     @abstractmethod
     def _connect(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -102,7 +103,8 @@ class SshDevice(RemoteDevice):
         shutil.rmtree(self._control, ignore_errors=True)
 
     def _shell(self, command: str) -> Sequence[str]:
-        return [*self._client, "-o", "ControlMaster=no", self._host, command]
+        # a login shell may be of any kind
+        return [*self._client, "-o", "ControlMaster=no", self._host, f"exec sh -c {shlex.quote(command)}"]
 
     def _lost(self, code: int, said: str) -> str | None:
         if code != LOST:
