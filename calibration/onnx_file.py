@@ -55,9 +55,16 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     if not proto.graph.output:
         raise InputError(f"{path} has no outputs; accepted: a model with at least one")
     _forget_impossible_sizes(proto.graph)
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _read_external(tensor, path)
+    external = [t for t in _tensors(proto.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
+    spans = [_external_span(tensor, path) for tensor in external]
+    total = path.stat().st_size + sum(end - start for _, start, end in spans)
+    if total > LIMIT:
+        raise InputError(
+            f"{path} holds {total / 1e9:.2f} GB with its external data; accepted: up to {LIMIT / 1e9:.2f} GB, which is "
+            "what a TFLite file and an ONNX model in memory can address"
+        )
+    for tensor, span in zip(external, spans, strict=True):
+        _read_external(tensor, span)
     return proto
 
 
@@ -120,6 +127,13 @@ def _check_rules(proto: onnx.ModelProto, path: Path) -> None:
                 raise InputError(
                     f"{path}: {kind} {value.name!r} declares no shape; accepted: sizes, dynamic ones named"
                 )
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise InputError(
+                f"{path} declares opset {opset.version}; the newest that onnx {onnx.__version__} defines is {newest}; "
+                "export the model to that or an older one, or install a newer onnx"
+            )
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -141,9 +155,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(subgraph)
 
 
-def _read_external(tensor: onnx.TensorProto, path: Path) -> None:
-    import onnx
-
+def _external_span(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
+    """The file that holds the tensor's data, and from which byte to which."""
     facts = {entry.key: entry.value for entry in tensor.external_data}
     place = _external_place(tensor.name, facts.get("location", ""), path)
     try:
@@ -158,9 +171,16 @@ def _read_external(tensor: onnx.TensorProto, path: Path) -> None:
         raise InputError(
             f"{path}: external data of {tensor.name!r} is bytes {offset} to {end} of {place.name}, which has {size}"
         )
+    return place, offset, end
+
+
+def _read_external(tensor: onnx.TensorProto, span: tuple[Path, int, int]) -> None:
+    import onnx
+
+    place, start, end = span
     with place.open("rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(end - offset)
+        file.seek(start)
+        tensor.raw_data = file.read(end - start)
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
 

@@ -15,9 +15,11 @@ from itertools import zip_longest
 from typing import Any, NoReturn
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from edgeship.calibration.types import Array, Finding, QuantParams, TensorSpec
+from edgeship.calibration.types import Array, Finding, QuantParams
+from edgeship.targets.tflite.affine import INTEGERS, integer_type, is_shifted, quant_params
 from edgeship.targets.tflite.expansion import Expand, Expander, Scope
 from edgeship.targets.tflite.fusion import absorb_quantizers
 from edgeship.targets.tflite.graph import (
@@ -38,17 +40,12 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_FOLDED = 1 << 24
 """Elements; a larger constant is not computed at conversion time (it would grow the file beyond its weights)."""
 LARGEST_SIZE = 2**31
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
 STAND_INS = ((1, 224), (2, 735), (2, 736))
 """What stands for dynamic dimensions: (batch, any other). The model is read under the first pair, and, to see what
 depends on them, under another: an odd one, or, for models that need multiples of 32, one that is. Each further name of
 a dimension stands for 32 more.
 """
-_INTEGERS = {
-    ir.DataType.INT8: (8, True),
-    ir.DataType.UINT8: (8, False),
-    ir.DataType.INT16: (16, True),
-    ir.DataType.INT32: (32, True),
-}
 
 
 def lower(model: ir.Model, expander: Expander, *, twin: bool = False) -> tuple[Graph, list[Finding]]:
@@ -115,6 +112,11 @@ class _Lowering:
         self.read_as: dict[Tensor, str] = {}
         self.dynamic: dict[str, int] = {}
         self.has_halves = False
+        if self.opset > NEWEST_OPSET:
+            seen, accepted = f"opset {self.opset}", f"opset {NEWEST_OPSET} or older"
+            self.findings.append(
+                Finding("the model", "declares operators of an opset that is not known", seen, accepted)
+            )
         for value in model.graph.inputs:
             if not value.is_initializer():
                 self.tensors[value] = self._input(value)
@@ -216,12 +218,12 @@ class _Lowering:
         x, *parameters = inputs
         if x is None or any(t is not None and t.data is None for t in parameters):
             return x is None or not x.known
-        if node.attributes.get_int("block_size", 0) or _integer_type(node, inputs) not in _INTEGERS:
+        if node.attributes.get_int("block_size", 0) or integer_type(node, inputs) not in INTEGERS:
             return False
         if x.data is not None or x.quant or not x.known:
             return True
-        is_wide = _integer_type(node, inputs) == ir.DataType.INT16
-        if (parameters[0] is not None and parameters[0].size > 1) or (is_wide and _is_shifted(parameters[1:])):
+        is_wide = integer_type(node, inputs) == ir.DataType.INT16
+        if (parameters[0] is not None and parameters[0].size > 1) or (is_wide and is_shifted(parameters[1:])):
             return False
         if x.is_float or x.dtype.itemsize > 1:
             return x.is_float
@@ -232,8 +234,8 @@ class _Lowering:
         if x is None or inputs[1] is None:
             raise Unsupported("needs a value and a scale", "one is left out")
         zero = inputs[2] if len(inputs) > 2 else None
-        dtype = _integer_type(node, inputs)
-        params, shift = _params(inputs[1].values(), zero.values() if zero else None, dtype, self._axis(node, x))
+        dtype = integer_type(node, inputs)
+        params, shift = quant_params(inputs[1].values(), zero.values() if zero else None, dtype, self._axis(node, x))
         if x.data is None and params.spec.axis is not None:
             raise Unsupported("a quantized tensor that is computed has one scale", x.name, "per tensor")
         if node.op_type == DEQUANTIZE:
@@ -360,34 +362,6 @@ class _Lowering:
 def _content(tensor: Tensor) -> Array | None:
     """What is known of the value: a constant, or nothing at all of a tensor without elements."""
     return np.zeros(tensor.shape, tensor.dtype) if tensor.data is None and not tensor.size else tensor.data
-
-
-def _integer_type(node: ir.Node, inputs: list[Tensor | None]) -> ir.DataType:
-    """The integers that QuantizeLinear makes or DequantizeLinear reads."""
-    zero, x = inputs[2] if len(inputs) > 2 else None, inputs[0]
-    if zero is not None and not zero.quant:
-        return ir.DataType.from_numpy(zero.dtype)
-    if node.op_type == DEQUANTIZE and x is not None:
-        told = node.inputs[0].dtype if node.inputs[0] is not None else None
-        return told or ir.DataType.from_numpy(x.dtype)
-    return ir.DataType(node.attributes.get_int("output_dtype", 0)) or ir.DataType.UINT8
-
-
-def _is_shifted(zero_points: list[Tensor | None]) -> bool:
-    return any(tensor is not None and bool(tensor.values().any()) for tensor in zero_points)
-
-
-def _params(scale: Array, zero: Array | None, dtype: ir.DataType, axis: int) -> tuple[QuantParams, int]:
-    """The parameters as signed integers, and what was subtracted to make them signed."""
-    bits, signed = _INTEGERS[dtype]
-    shift = 0 if signed else 128
-    if scale.size == 1:
-        scale = scale.reshape(())
-    points = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64).reshape(scale.shape)
-    spec = TensorSpec(bits=bits, signed=True, axis=axis if scale.ndim else None)
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise Unsupported("scales must be finite and positive", f"the smallest is {scale.min()}")
-    return QuantParams(scale, points - shift, spec), shift
 
 
 def raise_unreadable(where: str, seen: str, accepted: str) -> NoReturn:

@@ -148,3 +148,30 @@ def test_a_graph_that_breaks_onnxs_rules_is_an_input_error(model: onnx.ModelProt
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="breaks the rules of ONNX"):
         load_onnx(path)
+
+
+def test_a_model_beyond_two_gigabytes_is_refused_before_its_data_is_read(external: Path) -> None:
+    with (external.parent / "weights.bin").open("r+b") as file:
+        file.truncate(3 * 2**30)  # sparse: no disk is used
+    model = onnx.load(external, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    for index in range(2):
+        other = model.graph.initializer.add()
+        other.CopyFrom(tensor)
+        other.name = f"big_{index}"
+        del other.external_data[:]
+        for key, value in (("location", "weights.bin"), ("offset", str(index * 2**30)), ("length", str(5 * 2**28))):
+            entry = other.external_data.add()
+            entry.key, entry.value = key, value
+    external.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"2\.68 GB with its external data; accepted: up to 2\.15 GB"):
+        load_onnx(external)
+
+
+def test_an_opset_newer_than_any_is_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+    model.opset_import[0].version = 99
+    (tmp_path / "new.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        InputError, match=rf"opset 99; the newest that onnx .* defines is {onnx.defs.onnx_opset_version()}"
+    ):
+        load_onnx(tmp_path / "new.onnx")

@@ -159,6 +159,17 @@ def _gathered_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], mod
         x = target
 
 
+def stored_fill(node: Node) -> str | None:
+    """A number that is filled in is one that the output's integers have."""
+    quant = node.y.quant or node.x.quant
+    if quant is None or node.y.quant or node.attribute("mode", "constant") != "constant" or not node.has(2):
+        return None
+    fill = node.parameter("value", 2)
+    if fill is None or not fill.size or np.array_equal(quant.dequantize(quant.quantize(fill)), fill):
+        return None
+    return f"it fills in {float(fill.reshape(-1)[0]):.6g}, which is none of the input's integers"
+
+
 def short_reflection(node: Node) -> str | None:
     """A reflection is shorter than the axis it mirrors."""
     if node.attribute("mode", "constant") != "reflect":
@@ -217,7 +228,7 @@ OPS = (
         "Pad",
         convert_pad,
         ALONG_AXES,
-        replace(MOVES, real_inputs=frozenset({2})),
+        replace(MOVES, real_inputs=frozenset({2}), limits=(stored_fill,)),
         (short_reflection,),
     ),
     Op("Split", convert_split, AlongAxes(1, _split_axis), MOVES),

@@ -152,6 +152,32 @@ def test_every_unsupported_node_is_listed_at_once(model_of: Model, convert: Conv
     assert TARGET.check(ir.from_proto(model)) == list(caught.value.findings)
 
 
+def test_an_opset_newer_than_any_is_refused(model_of: Model) -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (2, 3)}, ["y"])
+    model.opset_import[0].version = 99
+    (finding,) = TARGET.check(ir.from_proto(model))
+    assert "opset 99" in str(finding)
+
+
+def test_a_fill_that_the_integers_do_not_have_is_not_rounded(
+    model_of: Model, convert: Convert, reference: Reference
+) -> None:
+    pair = [helper.make_node(f"{kind}Linear", [value, "s", "z"], [out]) for kind, value, out in
+            (("Quantize", "x", "q"), ("Dequantize", "q", "d"))]  # fmt: skip
+    pad = helper.make_node("Pad", ["d", "pads", "fill"], ["y"])
+    constants = {
+        "s": np.array(1 / 256, np.float32),
+        "z": np.array(-128, np.int8),
+        "pads": np.array([0, 1, 0, 1], np.int64),
+        "fill": np.array(1.5, np.float32),
+    }
+    model = model_of([*pair, pad], {"x": (2, 3)}, ["y"], constants)
+    feeds = {"x": np.random.default_rng(0).uniform(0, 1, (2, 3)).astype(np.float32)}
+    expected, seen = reference(model, feeds)["y"], TFLiteSession(convert(model)).run(feeds)["y"]
+    np.testing.assert_array_equal(seen[:, 0], expected[:, 0])
+    assert np.abs(seen - expected).max() <= 1 / 256 + 1e-6
+
+
 def test_weights_that_do_not_fit_the_input_are_refused(model_of: Model) -> None:
     model = model_of([conv()], {"x": (1, 4, 8, 8)}, {"a": None}, {"w": FILTER, "bias": BIAS})
     with pytest.raises(UnsupportedError, match=r"weights \[4, 3, 3, 3\] in 1 groups do not fit an input of 4 channels"):
