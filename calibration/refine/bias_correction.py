@@ -37,7 +37,7 @@ from edgeship.calibration.weights import quantize_bias
 
 CORRECTED = frozenset({"Conv", "Gemm"})
 """Layers that can take a correction: those with a bias input whose patches `patches` knows."""
-_BIAS = TensorSpec(bits=32, signed=True, symmetric=True, axis=0)
+BIAS = TensorSpec(bits=32, signed=True, symmetric=True, axis=0)
 _FLUSH = 32
 
 
@@ -124,7 +124,7 @@ def correct_biases(model: ir.Model, plan: QuantPlan, means: Mapping[str, Statist
         bias = np.zeros(layer.channels) if layer.bias is None else layer.bias
         corrected = replace(layer, bias=(bias + shift).astype(np.float32))
         step = float(plan.activations[source].scale)
-        biases[node_key(layer.node)] = quantize_bias(corrected, step, quantized.params, _BIAS)
+        biases[node_key(layer.node)] = quantize_bias(corrected, step, quantized.params, BIAS)
     return replace(plan, biases=biases)
 
 

@@ -8,6 +8,11 @@
 After it both layers have channels of like range, which one weight scale per tensor needs; depthwise layers are both a
 first and a second one, so whole chains are gone over until nothing moves.
 
+Weights with a scale per output channel need none of this. What they have is activations with one scale per tensor, in
+which small channels get few integers. Before a depthwise layer, whose weights have a scale for each channel, another
+size of a channel costs nothing on either side: there s_i = m_i / max_j m_j makes all channels' largest activations m_i
+alike. Other pairs stay as they are.
+
 Scaling a channel's weights down to the others scales its activations up or down with them, and these have one scale per
 tensor. So the samples are asked for each channel's largest activation m_i, and
 
@@ -28,7 +33,15 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.collect import Statistic
-from edgeship.calibration.operators import attribute, constant_array, node_key, read_layer, value_name, why_not_layer
+from edgeship.calibration.operators import (
+    attribute,
+    constant_array,
+    is_depthwise,
+    node_key,
+    read_layer,
+    value_name,
+    why_not_layer,
+)
 from edgeship.calibration.refine import Observe, Refinement
 from edgeship.calibration.selection import activation_bounds, select
 from edgeship.calibration.types import Array, QuantRules
@@ -37,6 +50,8 @@ _ROUNDS = 50
 _SETTLED = 1e-3
 _LARGEST = 1e4
 """No channel is scaled further than this either way: beyond, it is a dead one."""
+_LARGEST_GROWTH = 1e3
+"""No channel's activations are made larger than this many times: beyond, it is a dead one."""
 _LARGEST_BIAS = 100.0
 """A bias may grow to this many times the tensor's largest value: a dead channel's must not overflow int32."""
 _HEADROOM = 1.1
@@ -91,7 +106,7 @@ class Equalize(Refinement):
             return model
         seen = {value_name(pair.first.outputs[0]): ChannelPeaks() for pair in pairs}
         observe(model, {name: [peaks] for name, peaks in seen.items()})
-        return equalize(model, pairs, seen)
+        return equalize(model, pairs, seen, per_channel=rules.weight.axis is not None)
 
 
 def find_pairs(model: ir.Model, candidates: set[ir.Node]) -> list[Pair]:
@@ -174,8 +189,13 @@ def _scale_outputs(node: ir.Node, weights: Array, factors: Array) -> Array:
     return np.asarray(weights * factors.reshape(shape))
 
 
-def equalize(model: ir.Model, pairs: list[Pair], seen: Mapping[str, Statistic]) -> ir.Model:
-    """A copy of the model with the layers of `pairs` equalized; `seen` has the `ChannelPeaks` of each first layer."""
+def equalize(
+    model: ir.Model, pairs: list[Pair], seen: Mapping[str, Statistic], *, per_channel: bool = False
+) -> ir.Model:
+    """A copy of the model with the layers of `pairs` equalized; `seen` has the `ChannelPeaks` of each first layer.
+
+    `per_channel`: the weights will have a scale per output channel, so only activations are equalized.
+    """
     layers = {node: read_layer(node) for pair in pairs for node in (pair.first, pair.second)}
     weights = {node: layer.weights.astype(np.float64) for node, layer in layers.items()}
     biases = {node: layer.bias.astype(np.float64) for node, layer in layers.items() if layer.bias is not None}
@@ -188,7 +208,8 @@ def equalize(model: ir.Model, pairs: list[Pair], seen: Mapping[str, Statistic]) 
     for _ in range(_ROUNDS):
         moved = 0.0
         for pair in pairs:
-            factors = _factors(pair, weights, biases.get(pair.first, np.zeros(1)))
+            bias = biases.get(pair.first, np.zeros(1))
+            factors = _of_activations(pair, weights, bias) if per_channel else _factors(pair, weights, bias)
             weights[pair.first] = _scale_outputs(pair.first, weights[pair.first], 1 / factors)
             if pair.first in biases:
                 biases[pair.first] /= factors
@@ -219,6 +240,16 @@ def _factors(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -> Array
         factors = np.maximum(factors, np.minimum(1.0, np.abs(bias) / (_LARGEST_BIAS * pair.limit)))
     factors[clipped] = 1.0
     return factors
+
+
+def _of_activations(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -> Array:
+    """s_i of every channel between two layers whose weights have a scale per output channel."""
+    if not is_depthwise(pair.second, weights[pair.second]) or pair.limit <= 0:
+        return np.ones(pair.peaks.size)
+    room = _HEADROOM if np.isfinite(pair.bound) else 1.0
+    factors = np.maximum(pair.peaks * room / pair.limit, 1 / _LARGEST_GROWTH)
+    factors = np.maximum(factors, np.minimum(1.0, np.abs(bias) / (_LARGEST_BIAS * pair.limit)))
+    return np.minimum(factors, 1.0)
 
 
 def _with_constants(model: ir.Model, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> ir.Model:

@@ -53,19 +53,19 @@ def search_scales(model: ir.Model, plan: QuantPlan, *, limited: bool = False) ->
     """The plan with weight scales of least squared error; `limited` keeps every pair of weights within its limit."""
     weights = dict(plan.weights)
     biases = dict(plan.biases)
-    for name, layers in _readers(model, plan).items():
+    for name, layers in weight_readers(model, plan).items():
         weights[name] = _searched(layers, plan, plan.weights[name], limited=limited)
         if weights[name] is plan.weights[name]:
             continue
         for layer in layers:
             bias = plan.biases.get(node_key(layer.node))
             if bias is not None:
-                step = _steps(layer, plan)[0]
+                step = steps(layer, plan)[0]
                 biases[node_key(layer.node)] = quantize_bias(layer, step, weights[name].params, bias.params.spec)
     return replace(plan, weights=weights, biases=biases)
 
 
-def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[Layer]]:
+def weight_readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[Layer]]:
     """The int8 layers by the name that the plan keeps their weights under."""
     int8 = set(plan.int8_nodes)
     found: dict[str, list[Layer]] = {}
@@ -78,7 +78,8 @@ def _readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[Layer]]:
     return found
 
 
-def _steps(layer: Layer, plan: QuantPlan) -> tuple[float, float]:
+def steps(layer: Layer, plan: QuantPlan) -> tuple[float, float]:
+    """The scales of the layer's input and output."""
     result = value_name(layer.node.outputs[0])
     result = plan.folded.get(result, result)
     return float(plan.activations[value_name(activation_inputs(layer.node)[0])].scale), float(
@@ -94,7 +95,7 @@ def _searched(layers: list[Layer], plan: QuantPlan, constant: QuantizedConstant,
     rows = kernel_rows(node, layer.weights).astype(np.float64)
     scales = np.atleast_1d(constant.params.scale).astype(np.float64)
     channel = np.arange(rows.shape[0]) % scales.size
-    floor = np.max([smallest_scale(each, *_steps(each, plan)) for each in layers], axis=0)
+    floor = np.max([smallest_scale(each, *steps(each, plan)) for each in layers], axis=0)
     floor = floor if scales.size == floor.size else np.atleast_1d(floor.max())
     best = kernel_rows(node, constant.integers).astype(np.float64)
     best_scale = scales.copy()

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from edgeship.calibration.collect import expose
 from edgeship.calibration.operators import read_layer
 from edgeship.calibration.quantize import calibrate
 from edgeship.calibration.refine.equalize import ChannelPeaks, find_pairs
@@ -58,10 +60,12 @@ def model(request: pytest.FixtureRequest, build: Callable[..., ir.Model]) -> ir.
 
 @pytest.fixture
 def equalized(rules: QuantRules, open_float: Any, samples: Any) -> Callable[[ir.Model], ir.Model]:
-    """The float model that is calibrated when equalization is asked for."""
+    """The float model that is calibrated when equalization is asked for, for weights with one scale per tensor."""
+    one_scale = replace(rules, weight=replace(rules.weight, axis=None))
 
-    def make(model: ir.Model) -> ir.Model:
-        return calibrate(model, samples(model), rules, open_float, refinements=("equalize",)).model
+    def make(model: ir.Model, *, per_tensor: bool = True) -> ir.Model:
+        chosen = one_scale if per_tensor else rules
+        return calibrate(model, samples(model), chosen, open_float, refinements=("equalize",)).model
 
     return make
 
@@ -138,6 +142,32 @@ def test_per_tensor_weights_lose_far_less_with_it(
         )
 
     assert noise("equalize") < 0.1 * noise()
+
+
+def test_before_a_depthwise_layer_small_channels_get_as_many_integers_as_large_ones(
+    build: Callable[..., ir.Model], equalized: Any, quantized: Any, run_exactly: Any, samples: Any
+) -> None:
+    """Weight scales per channel pay for it on both sides: a channel a thousandth in size is no longer rounded away."""
+    used = {name: array for name, array in constants().items() if f" {name}" in GRAPHS["depthwise"]}
+    model = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y) {{ {GRAPHS['depthwise']} }}", **used)
+
+    def worst(exact: ir.Model, *refinements: str) -> float:
+        """The smallest signal to noise ratio of a channel of h."""
+        _, qdq = quantized(model, refinements=refinements)
+        signal, noise = np.zeros(4), np.zeros(4)
+        for shot in samples(model):
+            h, rounded = (run_exactly(only(each, "h"), shot.feeds)["h"] for each in (exact, qdq))
+            signal += (h**2).sum(axis=(0, 2, 3))
+            noise += ((h - rounded) ** 2).sum(axis=(0, 2, 3))
+        return float((signal / noise).min())
+
+    assert worst(model) < 10
+    assert worst(equalized(model, per_tensor=False), "equalize") > 1000
+
+
+def only(model: ir.Model, name: str) -> ir.Model:
+    """The model with the tensor `name` as its output."""
+    return ir.from_proto(onnx.load_model_from_string(expose(model, [name])))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,261 @@
+"""Second-order rounding (GPTQ): what one weight's rounding does to the output, the weights after it take back.
+
+A layer's output error is e x with e = w - w_hat. Its mean goes into the bias; what is left has the power
+
+    e C e^T,   C = E[x x^T] - E[x] E[x]^T,   over the samples and output positions
+
+The weights of a row are rounded one after the other, and each rounding error is spread over those still to come such
+that e C e^T is least (Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon",
+eq. 5; in a fixed order by one Cholesky factor: Frantar et al., 2023, "GPTQ", section 3.3):
+
+    w[j] += -(w[i] - w_hat[i]) / U[i, i] * U[i, j]  for j > i,   U^T U = (C + damping)^-1,  U upper triangular
+
+Plain rounding makes each weight's error small; this makes the output's error small, which correlated inputs (neighbour
+pixels under a kernel, channels that fire together) allow to be several times smaller. Scales stay: searched by the same
+measure, they cut off large weights that the calibration samples did not need and others do. Where weights are
+pair-limited, pairs are rounded together and within their limit, so that it costs the output as little as can be.
+
+The second moments are sums over at most `POSITIONS` output positions of each sample, in memory of fixed size; those of
+several processes add up. Rows longer than `BLOCK` are cut into blocks whose correlation is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeship.calibration.collect import Statistic
+from edgeship.calibration.errors import StageError
+from edgeship.calibration.operators import Layer, activation_inputs, attribute, node_key, read_layer, value_name
+from edgeship.calibration.patches import Patches, from_kernel_rows, kernel_rows
+from edgeship.calibration.refine import Refinement
+from edgeship.calibration.refine.bias_correction import BIAS
+from edgeship.calibration.refine.pair_limit import LIMIT, repair, uses_pair_kernel
+from edgeship.calibration.refine.weight_scale import steps, weight_readers
+from edgeship.calibration.selection import select
+from edgeship.calibration.types import (
+    Array,
+    QuantizedConstant,
+    QuantPlan,
+    QuantRules,
+    WeightScheme,
+)
+from edgeship.calibration.weights import quantize_bias
+
+ROUNDED = frozenset({"Conv", "Gemm"})
+"""Layers whose patches `patches` knows and whose bias can take the mean."""
+POSITIONS = 512
+BLOCK = 1024
+"""Even, so that no pair of weights is cut apart."""
+DAMPING = 0.01
+"""Of the mean variance, added to each: few samples must not decide everything."""
+_PANEL = 64
+"""Columns whose corrections are gathered before the matrix product that spreads them over all later ones."""
+
+
+class Moments:
+    """First and second moments of what lies under a layer's kernel: per group of input channels and block of K."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._node = layer.node
+        self._weights = layer.weights
+        self.groups = _groups(layer)
+        self.length = kernel_rows(layer.node, layer.weights).shape[1]
+        self.blocks = [(start, min(start + BLOCK, self.length)) for start in range(0, self.length, BLOCK)]
+        self._first = np.zeros((self.groups, self.length))
+        self._second = [np.zeros((self.groups, end - start, end - start)) for start, end in self.blocks]
+        self.count = 0
+
+    def update(self, values: Array) -> None:
+        """Takes in one batch of the layer's input, batch axis first."""
+        columns = self._columns(values)
+        self._first += columns.sum(axis=1, dtype=np.float64)
+        for block, (start, end) in enumerate(self.blocks):
+            part = columns[:, :, start:end]
+            self._second[block] += np.matmul(part.transpose(0, 2, 1), part)
+        self.count += columns.shape[1]
+
+    def merge(self, other: Moments) -> None:
+        """Takes in what another Moments of the same layer saw."""
+        self._first += other._first
+        self._second = [mine + theirs for mine, theirs in zip(self._second, other._second, strict=True)]
+        self.count += other.count
+
+    def means(self) -> Array:
+        """E[x]: (groups, K)."""
+        if not self.count:
+            raise StageError(f"node {node_key(self._node)}: moments of no samples were asked for")
+        return np.asarray(self._first / self.count)
+
+    def covariance(self, block: int) -> Array:
+        """C of one block of K: (groups, k, k)."""
+        start, end = self.blocks[block]
+        mean = self.means()[:, start:end]
+        return np.asarray(self._second[block] / self.count - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
+
+    def _columns(self, values: Array) -> Array:
+        """The inputs under the kernel at evenly spread output positions: float32 (groups, positions, K)."""
+        patches = Patches(self._node, values, self._weights)
+        if self._node.op_type != "Conv":
+            every = patches.under(())
+            return np.asarray(every[:: max(1, len(every) // POSITIONS)], np.float32)[np.newaxis]
+        taps = [patches.under(tap).reshape(*values.shape[:2], -1) for tap in patches.taps()]
+        stride = max(1, taps[0].shape[-1] * values.shape[0] // POSITIONS) | 1  # odd: it runs through all columns
+        taken = np.stack([tap[:, :, ::stride] for tap in taps], axis=-2).astype(np.float32, copy=False)
+        # (N, C, taps, P) -> (groups, N * P, taps * C/group)
+        count, channels, kernel, positions = taken.shape
+        grouped = taken.reshape(count, self.groups, channels // self.groups, kernel, positions)
+        return grouped.transpose(1, 0, 4, 3, 2).reshape(self.groups, count * positions, -1)
+
+
+class _Inputs:
+    """The moments of all layers that read one tensor, by node name."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Moments] = {}
+
+    def update(self, values: Array) -> None:
+        """Takes in one batch."""
+        for moments in self.layers.values():
+            moments.update(values)
+
+
+class Gptq(Refinement):
+    """The refinement: sees the inputs of the layers, then rounds their weights anew."""
+
+    step = "weights"
+
+    def statistics(self, model: ir.Model, rules: QuantRules) -> dict[str, Statistic]:
+        """Empty moments for every layer."""
+        found: dict[str, Statistic] = {}
+        for node in select(model, rules).int8:
+            if node.op_type in ROUNDED:
+                inputs = found.setdefault(value_name(activation_inputs(node)[0]), _Inputs())
+                if isinstance(inputs, _Inputs):
+                    inputs.layers[node_key(node)] = Moments(read_layer(node))
+        return found
+
+    def refine(
+        self, model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic], weights: WeightScheme
+    ) -> QuantPlan:
+        """The plan with other integers in the same scales, and the mean error of each layer in its bias."""
+        return round_weights(model, plan, seen, limited=weights == "pair_limited")
+
+
+def round_weights(
+    model: ir.Model, plan: QuantPlan, seen: Mapping[str, Statistic], *, limited: bool = False
+) -> QuantPlan:
+    """The plan with weights of least output error. An initializer that several layers read is left as it is."""
+    weights, biases = dict(plan.weights), dict(plan.biases)
+    for name, layers in weight_readers(model, plan).items():
+        layer = layers[0]
+        if len(layers) > 1 or layer.node.op_type not in ROUNDED:
+            continue
+        source = value_name(activation_inputs(layer.node)[0])
+        inputs = seen.get(source)
+        if not isinstance(inputs, _Inputs):
+            raise StageError(f"no moments of tensor {source} were collected, which node {node_key(layer.node)} needs")
+        moments = inputs.layers[node_key(layer.node)]
+        pairs = limited and uses_pair_kernel(layer.node, layer.weights)
+        weights[name], shift = _rounded(layer, plan.weights[name], moments, pairs=pairs)
+        bias = (np.zeros(layer.channels) if layer.bias is None else layer.bias) + shift
+        corrected = replace(layer, bias=bias.astype(np.float32))
+        biases[node_key(layer.node)] = quantize_bias(corrected, steps(layer, plan)[0], weights[name].params, BIAS)
+    return replace(plan, weights=weights, biases=biases)
+
+
+def _rounded(
+    layer: Layer, constant: QuantizedConstant, moments: Moments, *, pairs: bool
+) -> tuple[QuantizedConstant, Array]:
+    """The constant rounded anew in its scales, and the mean error of each output channel: float64 (channels,)."""
+    node, params = layer.node, constant.params
+    rows = kernel_rows(node, layer.weights).astype(np.float64)
+    scales = np.atleast_1d(params.scale).astype(np.float64)
+    step = scales[np.arange(len(rows)) % scales.size][:, np.newaxis]
+    wanted = (rows / step).reshape(moments.groups, -1, rows.shape[1])
+    integers = kernel_rows(node, constant.integers).astype(np.float64).reshape(wanted.shape)
+    for block, (start, end) in enumerate(moments.blocks):
+        covariance = moments.covariance(block)
+        target, before = wanted[..., start:end], integers[..., start:end]
+        after = feed_back(target, covariance, params.spec.qmax, pairs=pairs)
+        better = _power(target - after, covariance) < _power(target - before, covariance)
+        integers[..., start:end] = np.where(better[..., np.newaxis], after, before)
+    error = (rows - integers.reshape(rows.shape) * step).reshape(wanted.shape)
+    shift = np.matmul(error, moments.means()[..., np.newaxis]).reshape(-1)
+    flat = integers.reshape(rows.shape).astype(constant.integers.dtype)
+    return QuantizedConstant(params, from_kernel_rows(node, flat, constant.integers)), shift
+
+
+def _power(error: Array, covariance: Array) -> Array:
+    """e C e^T of each row."""
+    return np.asarray((np.matmul(error, covariance) * error).sum(axis=-1))
+
+
+def feed_back(wanted: Array, covariance: Array, qmax: int, *, pairs: bool) -> Array:
+    """Integers (groups, rows, k) near `wanted` whose errors cancel in the output, by `covariance` (groups, k, k)."""
+    groups, rows, length = wanted.shape
+    order = _order(covariance, pairs=pairs)
+    ordered = np.take_along_axis(wanted, order[:, np.newaxis, :], axis=2)
+    square = np.take_along_axis(covariance, order[:, :, np.newaxis], axis=1)
+    square = np.take_along_axis(square, order[:, np.newaxis, :], axis=2)
+    upper = _factor(square)
+    chosen = np.empty_like(ordered)
+    for start in range(0, length, _PANEL):
+        end = min(start + _PANEL, length)
+        errors = np.empty((groups, rows, end - start))
+        for at in range(start, end):
+            column = ordered[:, :, at]
+            if pairs:
+                chosen[:, :, at] = _within_pair(ordered, chosen, at, qmax)
+            else:
+                chosen[:, :, at] = np.clip(np.rint(column), -qmax, qmax)
+            error = (column - chosen[:, :, at]) / upper[:, at, at, np.newaxis]
+            errors[:, :, at - start] = error
+            ordered[:, :, at + 1 : end] -= error[:, :, np.newaxis] * upper[:, np.newaxis, at, at + 1 : end]
+        ordered[:, :, end:] -= np.matmul(errors, upper[:, start:end, end:])
+    back = np.argsort(order, axis=1)
+    return np.take_along_axis(chosen, back[:, np.newaxis, :], axis=2)
+
+
+def _within_pair(ordered: Array, chosen: Array, at: int, qmax: int) -> Array:
+    """The integers of one column: a pair's first weight leaves the second what the limit needs, as `repair` shares."""
+    if at % 2 == 0:
+        pair = ordered[:, :, at : at + 2]
+        return repair(pair.reshape(-1, pair.shape[-1]), qmax).reshape(pair.shape)[..., 0]
+    first = chosen[:, :, at - 1]
+    low = np.maximum(-qmax, -LIMIT - np.minimum(first, 0))
+    high = np.minimum(qmax, LIMIT - np.maximum(first, 0))
+    return np.clip(np.rint(ordered[:, :, at]), low, high)
+
+
+def _order(covariance: Array, *, pairs: bool) -> Array:
+    """The weights of strong inputs first, whose errors cost most; pairs stay together: (groups, k)."""
+    strength = np.diagonal(covariance, axis1=1, axis2=2)
+    length = strength.shape[1]
+    if not pairs:
+        return np.argsort(-strength, axis=1, kind="stable")
+    whole = length // 2 * 2
+    best = strength[:, :whole].reshape(len(strength), -1, 2).max(axis=2)
+    first = 2 * np.argsort(-best, axis=1, kind="stable")
+    order = np.stack([first, first + 1], axis=-1).reshape(len(strength), -1)
+    return np.concatenate([order, np.full((len(order), length - whole), length - 1)], axis=1).astype(np.intp)
+
+
+def _factor(covariance: Array) -> Array:
+    """U with U^T U = (C + damping)^-1, upper triangular: (groups, k, k)."""
+    length = covariance.shape[1]
+    mean = np.trace(covariance, axis1=1, axis2=2) / length
+    damping = np.where(mean > 0, DAMPING * mean, 1.0)
+    inverse = np.linalg.inv(covariance + damping[:, np.newaxis, np.newaxis] * np.eye(length))
+    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
+    return np.asarray(lower.transpose(0, 2, 1))
+
+
+def _groups(layer: Layer) -> int:
+    return int(attribute(layer.node, "group", 1)) if layer.node.op_type == "Conv" else 1
+
+
+REFINEMENT = Gptq()
