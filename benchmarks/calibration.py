@@ -59,7 +59,7 @@ def in_child(arguments: argparse.Namespace, method: str, count: int) -> dict[str
 def measure(method: str, model: Path, data: Path, count: int) -> dict[str, float]:
     """Seconds from the loaded libraries to the ranges, and the peak memory of this process."""
     run = {
-        "edgeship": lambda: with_edgeship(model, data, count, ("bias_correction",)),
+        "edgeship": lambda: with_edgeship(model, data, count, ("gptq", "bias_correction")),
         "edgeship without bias correction": lambda: with_edgeship(model, data, count, ()),
         "onnxruntime": lambda: with_onnxruntime(model, data, count),
     }[method]

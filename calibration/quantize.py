@@ -22,7 +22,7 @@ from edgeship.calibration.silhouette import Silhouette
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
 from edgeship.calibration.wide import widen
 
-REFINEMENTS = ("bias_correction",)
+REFINEMENTS = ("gptq", "bias_correction")
 """What is done by default beyond ranges and rounding."""
 
 

@@ -241,7 +241,7 @@ class Quantize(Section):
     )
     per_tensor: bool = Field(default=False, description="one weight scale per tensor instead of one per channel")
     refine: tuple[str, ...] = Field(
-        default=("bias_correction",),
+        default=("gptq", "bias_correction"),
         description="the refinements: files of edgeship.calibration.refine; [] for none",
     )
     sensitivity: bool = Field(default=False, description="measure what quantizing each layer costs by itself")

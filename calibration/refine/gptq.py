@@ -50,8 +50,9 @@ ROUNDED = frozenset({"Conv", "Gemm"})
 POSITIONS = 512
 BLOCK = 1024
 """Even, so that no pair of weights is cut apart."""
-DAMPING = 0.01
-"""Of the mean variance, added to each: few samples must not decide everything."""
+DAMPING = (0.01, 0.3)
+"""Of the mean variance, added to each: so much, and so much times K / (positions seen). The less was seen, the less it
+decides: 8 images behind a classifier's 768 weights leave plain rounding."""
 _PANEL = 64
 """Columns whose corrections are gathered before the matrix product that spreads them over all later ones."""
 
@@ -179,8 +180,9 @@ def _rounded(
     integers = kernel_rows(node, constant.integers).astype(np.float64).reshape(wanted.shape)
     for block, (start, end) in enumerate(moments.blocks):
         covariance = moments.covariance(block)
+        damping = DAMPING[0] + DAMPING[1] * (end - start) / moments.count
         target, before = wanted[..., start:end], integers[..., start:end]
-        after = feed_back(target, covariance, params.spec.qmax, pairs=pairs)
+        after = feed_back(target, covariance, damping, params.spec.qmax, pairs=pairs)
         better = _power(target - after, covariance) < _power(target - before, covariance)
         integers[..., start:end] = np.where(better[..., np.newaxis], after, before)
     error = (rows - integers.reshape(rows.shape) * step).reshape(wanted.shape)
@@ -194,14 +196,17 @@ def _power(error: Array, covariance: Array) -> Array:
     return np.asarray((np.matmul(error, covariance) * error).sum(axis=-1))
 
 
-def feed_back(wanted: Array, covariance: Array, qmax: int, *, pairs: bool) -> Array:
-    """Integers (groups, rows, k) near `wanted` whose errors cancel in the output, by `covariance` (groups, k, k)."""
+def feed_back(wanted: Array, covariance: Array, damping: float, qmax: int, *, pairs: bool) -> Array:
+    """Integers (groups, rows, k) near `wanted` whose errors cancel in the output, by `covariance` (groups, k, k).
+
+    `damping` is a share of the mean variance of each group.
+    """
     groups, rows, length = wanted.shape
     order = _order(covariance, pairs=pairs)
     ordered = np.take_along_axis(wanted, order[:, np.newaxis, :], axis=2)
     square = np.take_along_axis(covariance, order[:, :, np.newaxis], axis=1)
     square = np.take_along_axis(square, order[:, np.newaxis, :], axis=2)
-    upper = _factor(square)
+    upper = _factor(square, damping)
     chosen = np.empty_like(ordered)
     for start in range(0, length, _PANEL):
         end = min(start + _PANEL, length)
@@ -244,12 +249,12 @@ def _order(covariance: Array, *, pairs: bool) -> Array:
     return np.concatenate([order, np.full((len(order), length - whole), length - 1)], axis=1).astype(np.intp)
 
 
-def _factor(covariance: Array) -> Array:
+def _factor(covariance: Array, damping: float) -> Array:
     """U with U^T U = (C + damping)^-1, upper triangular: (groups, k, k)."""
     length = covariance.shape[1]
     mean = np.trace(covariance, axis1=1, axis2=2) / length
-    damping = np.where(mean > 0, DAMPING * mean, 1.0)
-    inverse = np.linalg.inv(covariance + damping[:, np.newaxis, np.newaxis] * np.eye(length))
+    added = np.where(mean > 0, damping * mean, 1.0)
+    inverse = np.linalg.inv(covariance + added[:, np.newaxis, np.newaxis] * np.eye(length))
     lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
     return np.asarray(lower.transpose(0, 2, 1))
 

@@ -41,7 +41,7 @@ def calibration_options(command: Callable[..., None]) -> Callable[..., None]:
             "refinements",
             multiple=True,
             metavar="NAME",
-            default=("bias_correction",),
+            default=("gptq", "bias_correction"),
             show_default=True,
             help="A refinement; several times for several, `none` for none.",
         ),

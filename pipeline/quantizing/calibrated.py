@@ -40,7 +40,7 @@ def quantize_model(  # noqa: PLR0913 - eight of eleven are keyword-only options
     algorithm: str = "minmax",
     schemes: Sequence[WeightScheme] = ("full",),
     per_tensor: bool = False,
-    refinements: Sequence[str] = ("bias_correction",),
+    refinements: Sequence[str] = ("gptq", "bias_correction"),
     overrides: Sequence[Override] = (),
     wide: bool = False,
     options: Mapping[str, object] | None = None,

@@ -117,12 +117,12 @@ def test_long_rows_are_cut_into_blocks(
 
 def test_inputs_that_do_not_correlate_leave_plain_rounding() -> None:
     wanted = np.random.default_rng(0).uniform(-100, 100, (1, 5, 6))
-    assert np.array_equal(feed_back(wanted, np.eye(6)[np.newaxis], 127, pairs=False), np.rint(wanted))
+    assert np.array_equal(feed_back(wanted, np.eye(6)[np.newaxis], 0.01, 127, pairs=False), np.rint(wanted))
 
 
 def test_inputs_that_never_vary_leave_plain_rounding() -> None:
     wanted = np.random.default_rng(0).uniform(-100, 100, (2, 5, 7))
-    assert np.array_equal(feed_back(wanted, np.zeros((2, 7, 7)), 127, pairs=False), np.rint(wanted))
+    assert np.array_equal(feed_back(wanted, np.zeros((2, 7, 7)), 0.01, 127, pairs=False), np.rint(wanted))
 
 
 def test_moments_that_were_not_collected_are_a_defect_that_is_named(model: ir.Model, quantized: Any) -> None:
