@@ -323,6 +323,9 @@ class Parity(Section):
     """How the artifacts are compared with the quantized reference."""
 
     samples: PositiveInt = Field(default=100, description="evaluation samples to compare on, drawn with `data.seed`")
+    layers: NonNegativeInt = Field(
+        default=0, description="compare layer by layer too, on this many of them; takes seconds for each"
+    )
 
 
 class Golden(Section):

@@ -183,7 +183,7 @@ def layer_tables(run: Run) -> list[Table]:
         rows = facts.objects("layers")
         if rows:
             tables.append(_errors(target, rows))
-    sensitive = run.detail("sensitivity.json") or run.detail("plan.json").at("sensitivity")
+    sensitive = run.report.at("quantization", "sensitivity")
     if sensitive.objects("layers"):
         tables.append(_sensitivity(sensitive))
     return tables
@@ -212,50 +212,52 @@ def _errors(target: str, rows: list[Facts]) -> Table:
 
 
 def _sensitivity(facts: Facts) -> Table:
-    metric = facts.text("metric") or "loss"
-    rows = sorted(facts.objects("layers"), key=lambda row: -(row.number("loss") or 0.0))[:MOST_ROWS]
-    most = max((row.number("loss") or 0.0 for row in rows), default=0.0) or 1.0
+    unit = facts.text("unit") or "cost"
+    key = "loss" if any(row.number("loss") for row in facts.objects("layers")) else "noise"
+    rows = sorted(facts.objects("layers"), key=lambda row: -(row.number(key) or 0.0))[:MOST_ROWS]
+    costs = [max(row.number(key) or 0.0, 0.0) for row in rows]
     return Table(
         "Sensitivity of each layer",
-        f"What quantizing that layer alone costs ({metric}); the largest first.",
-        ("layer", "operator", metric),
+        f"What quantizing that layer alone costs ({unit}), and the noise it adds to the outputs, relative to their "
+        "power; the dearest first.",
+        ("layer", "operator", "drop", "loss", "noise"),
         tuple(
             (
-                row.text("name") or row.text("layer") or say.UNKNOWN,
+                row.text("layer") or say.UNKNOWN,
                 row.text("operator") or say.UNKNOWN,
-                say.number(row.number("loss"), 3),
+                *(say.number(row.number(figure), 3) for figure in ("drop", "loss", "noise")),
             )
             for row in rows
         ),
-        tuple(max(row.number("loss") or 0.0, 0.0) / most for row in rows),
+        tuple(cost / (max(costs) or 1.0) for cost in costs),
     )
 
 
 def profiles(run: Run) -> list[Table]:
-    """Where the time goes, operator by operator, for each artifact that was profiled."""
+    """Where the time goes in each artifact that was profiled, operator by operator, the slowest first."""
     tables = []
     for target, facts in run.detail("latency.json").items("targets"):
-        for kind in ("int8", "fp32"):
-            rows = facts.objects(kind, "profile") or facts.objects("profile", kind)
-            total = sum(row.number("ms") or 0.0 for row in rows)
-            if not rows or not total:
-                continue
-            rows = sorted(rows, key=lambda row: -(row.number("ms") or 0.0))[:MOST_ROWS]
-            tables.append(
-                Table(
-                    f"Operators of {target} {kind}",
-                    "Time of each kind of operator in one inference, from the runtime's own profiler.",
-                    ("operator", "calls", "ms", "share"),
-                    tuple(
-                        (
-                            row.text("operator") or row.text("name") or say.UNKNOWN,
-                            say.count(row.number("calls") or row.number("count")),
-                            say.number(row.number("ms"), 3),
-                            say.share((row.number("ms") or 0.0) / total),
-                        )
-                        for row in rows
-                    ),
-                    tuple((row.number("ms") or 0.0) / (rows[0].number("ms") or 1.0) for row in rows),
-                )
+        rows = sorted(facts.objects("profile"), key=lambda row: -(row.number("us") or 0.0))
+        times = [row.number("us") or 0.0 for row in rows]
+        total = sum(times)
+        if not total:
+            continue
+        cells = tuple(
+            (
+                row.text("name") or say.UNKNOWN,
+                row.text("operator") or say.UNKNOWN,
+                say.number(us, 3),
+                say.share(us / total),
             )
+            for row, us in zip(rows, times, strict=True)
+        )
+        tables.append(
+            Table(
+                f"Operators of {target}",
+                "From the runtime's own profiler.",
+                ("output", "operator", "\N{MICRO SIGN}s", "share"),
+                cells[:MOST_ROWS],
+                tuple(us / times[0] for us in times[:MOST_ROWS]),
+            )
+        )
     return tables

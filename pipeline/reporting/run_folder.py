@@ -15,7 +15,7 @@ from edgeship.pipeline.stage import ORDER
 from edgeship.pipeline.workspace import INTERNAL, sha256_of, stage_folder_name
 
 DETAILS = {
-    "quantize": ("plan.json", "histograms.json", "sensitivity.json"),
+    "quantize": ("plan.json", "histograms.json"),
     "parity": ("parity.json",),
     "accuracy": ("accuracy.json",),
     "latency": ("latency.json",),

@@ -164,9 +164,13 @@ def _latency(facts: Facts) -> Stat | None:
     if median is None:
         return None
     speedup, threads = facts.number("speedup"), facts.number("threads")
-    gain = "" if speedup is None else f"{speedup:.2f}\N{MULTIPLICATION SIGN} the speed of fp32, "
+    interval = facts.pair("speedup_interval")
+    within = f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    gain = "" if speedup is None else f"{speedup:.2f}\N{MULTIPLICATION SIGN} the speed of fp32{within}, "
+    peak = facts.number("peak_bytes")
+    memory = "" if peak is None else f", peak memory {say.size(peak)}"
     noisy = "; noisy" if facts.flag("noisy") else ""
-    note = f"{gain}{say.plural(round(threads or 1), 'thread')}{noisy}"
+    note = f"{gain}{say.plural(round(threads or 1), 'thread')}{memory}{noisy}"
     return Stat("Latency", say.milliseconds(median), note, "warn" if noisy else "plain")
 
 

@@ -10,6 +10,7 @@ answer is the same on every host.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,8 +27,11 @@ from edgeship.pipeline.workspace import write_json
 from edgeship.targets.base import load
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
+    from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import Session
     from edgeship.pipeline.recipe import Recipe
 
@@ -69,8 +73,21 @@ def run(context: StageContext) -> None:
             "integer_macs": share.integer_macs,
             "total_macs": share.total_macs,
             "float_layers": list(share.float_layers),
+            **_layers(recipe.parity.layers, files[schemes[name]], artifacts[name], samples),
         }
     write_json(context.folder / "parity.json", {"reference": "qdq", "targets": facts})
+
+
+def _layers(count: int, reference: Path, artifact: Path, samples: Samples) -> dict[str, Any]:
+    """Each layer's difference on the first `count` samples, on this machine; nothing where none is asked for."""
+    from edgeship.pipeline.layers import LayerComparison, open_layers, to_json
+
+    if not count:
+        return {}
+    comparison = LayerComparison(open_layers(reference, as_reference=True), open_layers(artifact, as_reference=False))
+    for sample in itertools.islice(samples, count):
+        comparison.update(sample.feeds)
+    return {"layers": [to_json(layer) for layer in comparison.result()]}
 
 
 def _references(models: Mapping[str, ir.Model]) -> tuple[dict[str, Session], dict[str, str]]:
@@ -115,6 +132,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
         "targets": list(targets),
         "data": jury_digest(recipe),
         "samples": recipe.parity.samples,
+        "layers": recipe.parity.layers,
         "weights": {name: recipe.weight_scheme(name) for name in targets},
         "cpu": cpu_key(),
         "place": {"device": recipe.device, "devices": recipe.dump("devices")},

@@ -33,7 +33,8 @@ def records(name: str = "conv_1") -> dict[str, Any]:
         "8-latency/latency.json": {
             "targets": {
                 "tflite": {
-                    "int8": {"nanoseconds": times, "profile": [{"operator": "CONV_2D", "calls": 3, "ms": 0.5}]},
+                    "profile": [{"name": name, "operator": "CONV_2D", "us": 500.0}],
+                    "int8": {"nanoseconds": times},
                     "fp32": {"nanoseconds": [2 * ns for ns in times]},
                 }
             }

@@ -25,7 +25,10 @@ evaluation = "tiny.npz"
 [targets.onnxruntime]
 [gates]
 "parity.max_steps" = 2
+[parity]
+layers = 2
 [benchmark]
+profile = true
 runs = 4
 warmup = 0
 """
@@ -55,6 +58,8 @@ def test_a_deployment_has_its_pages_and_they_can_be_made_again(recipe: Path, tmp
     before = {name: (out / name).read_text() for name in RENDERED}
     assert "edgeship deploy recipe.toml --target onnxruntime --set quantize.samples=16" in before["report.html"]
     assert "All gates met" in before["report.html"]
+    assert "Error of each layer: onnxruntime" in before["report.html"]
+    assert "Operators of onnxruntime" in before["report.html"]
     assert json.loads(run("report", out, "--json").stdout)["files"] == [(out / name).as_posix() for name in RENDERED]
     assert {name: (out / name).read_text() for name in RENDERED} == before
     assert run("report", out / "report.json", "-o", tmp_path / "again.html").exit_code == 0
