@@ -28,6 +28,8 @@ from edgeship.calibration.wide import WIDE_BITS
 
 PLAN_KEY = "edgeship.plan"
 FACTS_KEY = "edgeship.quantization"
+WEIGHTS_KEY = "edgeship.weights"
+"""Metadata: "unsigned" asks targets that can for uint8 weights, q + 128 with zero point 128, the same numbers."""
 WIDE_OPSET = 21
 """The first operator set whose QuantizeLinear knows 16 bits."""
 

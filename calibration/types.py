@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WeightScheme = Literal["full", "pair_limited"]
+WeightForm = Literal["full", "pair_limited", "unsigned"]
 Mode = Literal["static", "dynamic", "float16", "int16", "none"]
 """What becomes integers: docs/quantization.md, "Modes"."""
 

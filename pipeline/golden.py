@@ -103,7 +103,7 @@ def _check_model(model: ModelOutput, golden: Golden, folder: Path, recipe: Recip
     session = load(model.target).open(path) if model.target else open_reference(path, 1)
     floor = QUANTIZED_DB
     if model.steps and model.target:
-        quantized = inputs["quantize"] / f"{recipe.weight_scheme(model.target)}.onnx"
+        quantized = inputs["quantize"] / f"{recipe.quantized_model(model.target)}.onnx"
         golden = golden.replaced_by(open_reference(quantized, 1))
         floor = CONVERTED_DB
     differences = difference_from(golden, session)

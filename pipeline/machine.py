@@ -165,6 +165,8 @@ def _int8_sentences(processor: Cpu) -> list[str]:
             return [
                 f"This CPU has {kind}: int8 products are added in 32 bits, nothing clips, and int8 can be up to 4 "
                 "times as fast as fp32.",
+                'quantize.scheme = "auto" tries full-range int8, pair-limited int8 and uint8 weights here, and '
+                "keeps the fastest that meets the gates.",
                 "An ONNX Runtime artifact that is exact here can still clip on x86 CPUs without VNNI; pair-limited "
                 "weights (the default for the target onnxruntime) prevent it.",
             ]
@@ -172,6 +174,8 @@ def _int8_sentences(processor: Cpu) -> list[str]:
             return [
                 "This CPU has AVX2 and no VNNI: ONNX Runtime adds two int8 products in 16 bits and clips large ones; "
                 "keep pair-limited weights (the default for the target onnxruntime).",
+                'quantize.scheme = "auto" tries pair-limited int8 weights and uint8 weights (exact, slower) here, '
+                "and layers in float where int8 is slower, as depthwise convolutions can be.",
                 "TensorFlow Lite's kernels do not clip here. Expect int8 to be at most twice as fast as fp32.",
             ]
         return ["This CPU has neither AVX2 nor VNNI: int8 is exact, and hardly faster than fp32."]

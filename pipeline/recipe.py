@@ -258,10 +258,20 @@ class Recipe(Section):
             return "full"  # no kernel adds products of 8 bits
         options = self.targets.get(target)
         if options and options.weights:
-            return options.weights
+            return "full" if options.weights == "unsigned" else options.weights
         if self.quantize.weights == "auto":
             return load(target).weights
         return "pair_limited" if self.quantize.weights == "shared" else "full"
+
+    def quantized_model(self, target: str) -> str:
+        """The quantized model the target is made from: its name, without suffix, in the quantize stage's folder."""
+        return target if self.has_own_form(target) else self.weight_scheme(target)
+
+    def has_own_form(self, target: str) -> bool:
+        """Whether the target's quantized model is its own: of a form that no weight scheme says, or to be found out."""
+        options = self.targets[target]
+        asked = options.weights == "unsigned" or bool(options.keep_float)
+        return self.quantize.mode in CALIBRATED_MODES and (asked or self.quantize.scheme == "auto")
 
     def weight_schemes(self) -> tuple[WeightScheme, ...]:
         """The weight schemes that the recipe's targets need together, sorted; "full" is always among them."""

@@ -113,7 +113,12 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         for target in recipe.targets
         if target not in known
     ]
-    problems += [*_source_problems(recipe), *_algorithm_problems(recipe), *_channel_problems(recipe)]
+    problems += [
+        *_source_problems(recipe),
+        *_form_problems(recipe),
+        *_algorithm_problems(recipe),
+        *_channel_problems(recipe),
+    ]
     problems += [*_device_problems(recipe), *_compress_problems(recipe, known)]
     if problems:
         raise InputError(_sentence(path, problems))
@@ -143,6 +148,27 @@ def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
     if (recipe.data.training is None) == (recipe.data.loaders is None):
         seen = "neither is set" if recipe.data.training is None else "both are set"
         problems.append(f"data.training, data.loaders: {seen}; accepted with [compress]: one of them")
+    return problems
+
+
+def _form_problems(recipe: Recipe) -> list[str]:
+    from edgeship.pipeline.recipe import CALIBRATED_MODES
+    from edgeship.targets.base import load, names
+
+    mode = recipe.quantize.mode
+    problems = []
+    if recipe.quantize.scheme == "auto" and mode != "static":
+        problems.append(f'quantize.scheme: "auto" chooses among forms of mode "static"; seen: mode = "{mode}"')
+    for name, options in recipe.targets.items():
+        if options.keep_float and mode not in CALIBRATED_MODES:
+            problems.append(f'targets.{name}.keep_float: mode "{mode}" has no integer activations; accepted: none')
+        if (
+            options.weights
+            and name in names()
+            and options.weights not in load(name).forms
+            and options.weights == "unsigned"
+        ):
+            problems.append(f"targets.{name}.weights: this target has no kernels for unsigned weights; accepted: full")
     return problems
 
 

@@ -244,6 +244,11 @@ class Quantize(Section):
         default=("gptq", "bias_correction"),
         description="the refinements: files of edgeship.calibration.refine; [] for none",
     )
+    scheme: Literal["default", "auto"] = Field(
+        default="default",
+        description="auto: for each target the fastest form on this machine that meets the gates: how weights are "
+        "written, and which kinds of layers stay float",
+    )
     sensitivity: bool = Field(default=False, description="measure what quantizing each layer costs by itself")
     max_drop: NonNegative | None = Field(
         default=None,
@@ -260,7 +265,12 @@ class Quantize(Section):
 class TargetOptions(Section):
     """What one target's artifact looks like; the target's own habit where nothing is said."""
 
-    weights: Literal["full", "pair_limited"] | None = Field(default=None, description="overrides quantize.weights here")
+    weights: Literal["full", "pair_limited", "unsigned"] | None = Field(
+        default=None, description="overrides quantize.weights here; unsigned: uint8 weights, exact on every CPU"
+    )
+    keep_float: tuple[Literal["depthwise", "pointwise", "conv", "conv_transpose", "matmul"], ...] = Field(
+        default=(), description="kinds of layers that run in float here"
+    )
     io_layout: Literal["nchw", "nhwc"] | None = Field(default=None, description="the artifact's image layout")
     io_dtype: Literal["float32", "int8", "uint8"] = Field(
         default="float32", description="the artifact's input and output type"

@@ -7,27 +7,32 @@ kernels add pairs of products in 16 bits says so by asking for pair-limited weig
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.targets.base import load
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgeship.calibration.samples.data import Samples
 
 MOST_SAMPLES = 16
 """Samples the emulation runs on: what can clip is proved without any, and a layer that clips does so on most images."""
 
 
-def saturation_facts(target: str, quantized: Path, samples: Samples) -> dict[str, Any] | None:
-    """The layers that can clip, with counts, for the QDQ model an artifact was made from; None where nothing clips."""
+def saturation_facts(target: str, model: ir.Model, samples: Samples) -> dict[str, Any] | None:
+    """The layers that can clip, with counts, of the QDQ model an artifact was made from; None where nothing clips.
+
+    uint8 weights go through kernels that add in 32 bits: none of their layers clips.
+    """
     if load(target).weights != "pair_limited":
         return None
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.qdq import WEIGHTS_KEY
     from edgeship.calibration.saturation import saturation
     from edgeship.targets.onnxruntime import open_float
 
-    model = load_onnx(quantized)
+    if model.metadata_props.get(WEIGHTS_KEY) == "unsigned":
+        return {"samples": 0, "layers_clipping": 0, "layers": []}
     found = saturation(model, islice(samples, MOST_SAMPLES), open_float)
     return {
         "samples": min(len(samples), MOST_SAMPLES),

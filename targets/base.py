@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.types import Array, Finding, QuantRules, Session, WeightScheme
+from edgeship.calibration.types import Array, Finding, QuantRules, Session, WeightForm, WeightScheme
 
 IoLayout = Literal["nchw", "nhwc"]
 IoDtype = Literal["float32", "int8", "uint8"]
@@ -104,6 +104,10 @@ class Target(Protocol):
     @property
     def weights(self) -> WeightScheme:
         """The weight scheme an artifact needs to run without saturation on every CPU the target names."""
+
+    @property
+    def forms(self) -> Sequence[WeightForm]:
+        """The forms of weights that artifacts can have, which `quantize.scheme = "auto"` tries."""
 
     def availability(self) -> Availability:
         """Whether the runtime is installed here."""

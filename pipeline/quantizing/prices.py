@@ -48,6 +48,12 @@ def measure_models(context: StageContext, models: Mapping[str, ir.Model]) -> dic
     return found
 
 
+def measure_artifacts(context: StageContext, target: str, paths: Mapping[str, Path]) -> dict[str, tuple[float, bool]]:
+    """Median milliseconds of each artifact by name, taken in turns, and whether its times scatter."""
+    times = _measured(context, [Subject(target, path) for path in paths.values()])
+    return dict(zip(paths, times, strict=True))
+
+
 def _measured(context: StageContext, subjects: Sequence[Subject]) -> list[tuple[float, bool]]:
     """Median milliseconds of each, and whether they scatter."""
     feeds = read_golden(context.inputs["export"] / "golden.npz").feeds[0] if "export" in context.inputs else None

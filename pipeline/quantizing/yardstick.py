@@ -36,6 +36,7 @@ class Cost:
     loss: float | None
     noise: float
     samples: int
+    top1: float | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -96,8 +97,9 @@ class Yardstick:
             drop: float | None = drop_of(score, self._score)["drop"]
         else:
             drop = None if comparison.agreement is None else 100 * (1 - comparison.agreement)
+        top1 = score.top1 if score.n else None
         loss = float(np.mean(entropy) - np.mean(self._entropy)) if entropy else None
-        return Cost(drop, loss, _noise(comparison), len(self._outputs))
+        return Cost(drop, loss, _noise(comparison), len(self._outputs), top1)
 
     @staticmethod
     def _judge(outputs: Mapping[str, Array], label: int | None, name: str, score: Score, entropy: list[float]) -> None:

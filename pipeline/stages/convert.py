@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.calibration.errors import UnsupportedError
 from edgeship.pipeline.artifacts import artifact_path
 from edgeship.pipeline.c_source import c_source
+from edgeship.pipeline.quantizing.forms import weights_of
 from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 from edgeship.pipeline.workspace import sha256_of, write_atomically, write_json
 from edgeship.targets.base import ConvertOptions, load
@@ -32,7 +33,7 @@ def run(context: StageContext) -> None:
 
     recipe = context.recipe
     targets = {name: load(name) for name in context.targets}
-    schemes = {name: recipe.weight_scheme(name) for name in targets}
+    schemes = {name: recipe.quantized_model(name) for name in targets}
     quantized = {scheme: load_onnx(context.inputs["quantize"] / f"{scheme}.onnx") for scheme in set(schemes.values())}
     simplified = load_onnx(context.inputs["simplify"] / "model.onnx")
     check_all(
@@ -63,7 +64,7 @@ def run(context: StageContext) -> None:
             "bytes": int8.stat().st_size,
             "fp32": artifact_path(name, "fp32"),
             "fp32_bytes": fp32.stat().st_size,
-            "weights": scheme,
+            "weights": weights_of(quantized[scheme]) or recipe.weight_scheme(name),
             "io_layout": options.io_layout,
             "io_dtype": options.io_dtype,
         }
@@ -132,7 +133,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
         "release": _release(recipe),
         "mode": recipe.quantize.mode,
         "targets": {name: recipe.targets[name].model_dump(mode="json") for name in targets},
-        "weights": {name: recipe.weight_scheme(name) for name in targets},
+        "weights": {name: recipe.quantized_model(name) for name in targets},
     }
 
 

@@ -21,6 +21,7 @@ from edgeship.pipeline.compare import Comparison
 from edgeship.pipeline.devices.base import open_device
 from edgeship.pipeline.devices.session import open_on
 from edgeship.pipeline.judging import jury_digest, open_jury
+from edgeship.pipeline.quantizing.forms import weights_of
 from edgeship.pipeline.saturation import saturation_facts
 from edgeship.pipeline.stage import Stage, StageContext
 from edgeship.pipeline.workspace import write_json
@@ -44,7 +45,7 @@ def run(context: StageContext) -> None:
     recipe = context.recipe
     jury = open_jury(recipe, context.inputs["simplify"] / "model.onnx")
     samples = jury.samples.take(recipe.parity.samples, recipe.data.seed)
-    schemes = {name: recipe.weight_scheme(name) for name in context.targets}
+    schemes = {name: recipe.quantized_model(name) for name in context.targets}
     files = {scheme: context.inputs["quantize"] / f"{scheme}.onnx" for scheme in sorted(set(schemes.values()))}
     quantized = {scheme: load_onnx(path) for scheme, path in files.items()}
     references, referred = _references({name: quantized[scheme] for name, scheme in schemes.items()})
@@ -67,8 +68,8 @@ def run(context: StageContext) -> None:
             **_figures(comparisons[name]),
             "device": device.address,
             "data": jury.kind,
-            "weights": schemes[name],
-            "saturation": saturation_facts(name, files[schemes[name]], samples),
+            "weights": weights_of(quantized[schemes[name]]) or recipe.weight_scheme(name),
+            "saturation": saturation_facts(name, quantized[schemes[name]], samples),
             "int8_share": share.share,
             "integer_macs": share.integer_macs,
             "total_macs": share.total_macs,
@@ -133,7 +134,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
         "data": jury_digest(recipe),
         "samples": recipe.parity.samples,
         "layers": recipe.parity.layers,
-        "weights": {name: recipe.weight_scheme(name) for name in targets},
+        "weights": {name: recipe.quantized_model(name) for name in targets},
         "cpu": cpu_key(),
         "place": {"device": recipe.device, "devices": recipe.dump("devices")},
     }

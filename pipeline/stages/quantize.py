@@ -1,6 +1,7 @@
 """Returns the quantized models, one per weight scheme that the recipe's targets need, and the plan they were made from.
 
-4-quantize/full.onnx and, when a target asks for it, pair_limited.onnx; plan.json says every decision in words and
+4-quantize/full.onnx, when a target asks for it pair_limited.onnx, and `<target>.onnx` where a target has a form of its
+own; plan.json says every decision in words and
 numbers, histograms.json what the calibrated tensors' values look like. The plan is made under the strictest union of
 the rules of all targets of the recipe, whichever of them are built now.
 """
@@ -19,7 +20,7 @@ from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.types import QuantRules, WeightScheme
+    from edgeship.calibration.types import QuantRules
     from edgeship.pipeline.recipe import Recipe
 
 PLAN = "plan.json"
@@ -42,17 +43,17 @@ def run(context: StageContext) -> None:
         return
     make = _with_data if recipe.quantize.mode in CALIBRATED_MODES else _without_data
     made = make(context, load_onnx(path), path)
-    for scheme, model in made.models.items():
-        write_atomically(context.folder / f"{scheme}.onnx", to_bytes(model))
-    for name, facts in made.facts.items():
-        write_json(context.folder / name, facts)
+    for name, model in made.models.items():
+        write_atomically(context.folder / f"{name}.onnx", to_bytes(model))
+    for file, facts in made.facts.items():
+        write_json(context.folder / file, facts)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """Models by weight scheme, and what is said of them by file name."""
+    """Models by weight scheme or target, and what is said of them, by file name."""
 
-    models: Mapping[WeightScheme, ir.Model]
+    models: Mapping[str, ir.Model]
     facts: Mapping[str, Mapping[str, Any]]
 
 
@@ -67,13 +68,14 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
     else:
         rules = combined(_rules(recipe))
         small = int8_weights(model, rules, recipe.weight_schemes(), overrides, per_tensor=settings.per_tensor)
-    return _Made(small.models, {PLAN: small.facts})
+    return _Made({str(scheme): each for scheme, each in small.models.items()}, {PLAN: small.facts})
 
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     from edgeship.calibration.samples.checks import to_json
     from edgeship.pipeline.quantizing.calibrated import describe, quantize_model, with_wide_integers
     from edgeship.pipeline.quantizing.data import calibration_samples
+    from edgeship.pipeline.quantizing.own_form import own_forms
     from edgeship.pipeline.quantizing.search import search
 
     recipe, settings = context.recipe, context.recipe.quantize
@@ -99,8 +101,13 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     data = {"findings": to_json(findings), "convergence": seen.convergence.to_json()}
     plan = {"mode": settings.mode, **describe(found.result), "findings": [str(f) for f in findings], "data": data}
     histograms = {name: each.to_json() for name, each in seen.silhouettes.items()}
-    measured = {MEASURED: found.measured} if found.measured else {}
-    return _Made(found.result.models, {PLAN: {**plan, **found.facts}, HISTOGRAMS: histograms, **measured})
+    own = own_forms(context, model, seen)
+    plan |= {**found.facts, **own.facts, "digests": {**plan["digests"], **own.digests}}
+    measured = {**found.measured, **own.measured}
+    return _Made(
+        {**{str(scheme): each for scheme, each in found.result.models.items()}, **own.models},
+        {PLAN: plan, HISTOGRAMS: histograms, **({MEASURED: measured} if measured else {})},
+    )
 
 
 def _rules(recipe: Recipe) -> list[QuantRules]:
@@ -112,10 +119,20 @@ def _rules(recipe: Recipe) -> list[QuantRules]:
 def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
     return {
         "quantize": recipe.dump("quantize"),
+        "forms": {name: options.keep_float for name, options in sorted(recipe.targets.items())},
+        "auto": _auto_settings(recipe) if recipe.quantize.scheme == "auto" else None,
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
         "data": _data_digests(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
     }
+
+
+def _auto_settings(recipe: Recipe) -> Any:
+    """What a measured decision depends on."""
+    from edgeship.pipeline.judging import jury_digest
+    from edgeship.pipeline.machine import cpu_key
+
+    return [recipe.dump("gates", "benchmark", "parity"), jury_digest(recipe), cpu_key()]
 
 
 def _data_digests(recipe: Recipe) -> list[str | None]:
@@ -127,7 +144,10 @@ def _data_digests(recipe: Recipe) -> list[str | None]:
 
 
 def _models(recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
-    return [ModelOutput(f"{scheme}.onnx", steps=recipe.quantize.mode != "none") for scheme in recipe.weight_schemes()]
+    own = [name for name in sorted(recipe.targets) if recipe.has_own_form(name)]
+    return [
+        ModelOutput(f"{name}.onnx", steps=recipe.quantize.mode != "none") for name in (*recipe.weight_schemes(), *own)
+    ]
 
 
 STAGE = Stage(name="quantize", needs=("simplify",), settings=_settings, run=run, models=_models)

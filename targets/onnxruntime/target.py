@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.qdq import WEIGHTS_KEY
 from edgeship.calibration.readback import AXIS_OPSET, read_back
-from edgeship.calibration.types import Finding, QuantRules, WeightScheme
+from edgeship.calibration.types import Finding, QuantRules, WeightForm, WeightScheme
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
 from edgeship.targets.onnxruntime.border import change_border, check_border
 from edgeship.targets.onnxruntime.dynamic import make_dynamic, simulated
@@ -42,6 +44,11 @@ class OnnxRuntime:
     def weights(self) -> WeightScheme:
         """Pair-limited: x86 without VNNI adds two products in 16 bits (docs: saturation)."""
         return "pair_limited"
+
+    @property
+    def forms(self) -> Sequence[WeightForm]:
+        """All: int8 weights of the full range, pair-limited ones, and uint8 ones."""
+        return ("pair_limited", "unsigned", "full")
 
     def availability(self) -> Availability:
         """Whether ONNX Runtime is installed here."""
@@ -98,7 +105,7 @@ def _read_back(model: ir.Model) -> ir.Model:
 
 def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
     model = _read_back(model).clone()
-    make_unsigned(model)
+    make_unsigned(model, weights=model.metadata_props.get(WEIGHTS_KEY) == "unsigned")
     make_dynamic(model)
     change_border(model, options)
     model.metadata_props.update(options.metadata)

@@ -24,12 +24,15 @@ Group = dict[ir.Value, None]
 """An ordered set: what is made must not depend on addresses."""
 
 
-def make_unsigned(model: ir.Model) -> None:
-    """Rewrites int8 activations of `model` in place; weights and what integer operators compute stay as they are."""
+def make_unsigned(model: ir.Model, *, weights: bool = False) -> None:
+    """Rewrites int8 activations of `model` in place, and with `weights` int8 weights too.
+
+    What integer operators compute stays as it is.
+    """
     _type_moved(model.graph)
     writer = _Writer(model.graph)
     for group in _groups(model.graph):
-        if _is_activation(group, model.graph):
+        if _is_between(group, model.graph, weights=weights):
             for value in group:
                 writer.shift_value(value)
             for node in _quantizers(group):
@@ -96,7 +99,8 @@ def _typed_output(node: ir.Node) -> None:
             output.dtype = ir.DataType.UINT8
 
 
-def _is_activation(group: Group, graph: ir.Graph) -> bool:
+def _is_between(group: Group, graph: ir.Graph, *, weights: bool) -> bool:
+    """Whether the values lie between QuantizeLinear or constants and DequantizeLinear only, and may be shifted."""
     inputs = set(graph.inputs)
     for value in group:
         producer = value.producer()
@@ -106,7 +110,7 @@ def _is_activation(group: Group, graph: ir.Graph) -> bool:
             return False
         for node, _ in value.uses():
             if node.op_type == "DequantizeLinear":
-                if _feeds_weight(node):
+                if not weights and _feeds_weight(node):
                     return False
             elif node.op_type not in _MOVES:
                 return False

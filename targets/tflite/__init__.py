@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, Op
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.types import Finding, QuantRules, Session, WeightScheme
+    from edgeship.calibration.types import Finding, QuantRules, Session, WeightForm, WeightScheme
     from edgeship.targets.tflite.micro import CSource
 
 INSTALL = "pip install 'edgeship[tflite]'"
@@ -26,6 +27,7 @@ class TFLiteTarget:
     name = "tflite"
     suffix = ".tflite"
     weights: WeightScheme = "full"
+    forms: Sequence[WeightForm] = ("full",)
 
     @cached_property
     def rules(self) -> QuantRules:
