@@ -52,6 +52,8 @@ def layer_differences(
 ) -> tuple[list[LayerDifference], int]:
     """Differences of all layers that can be found by name, worst first, and how many could not be found."""
     from edgeship.targets.base import load
+    from edgeship.targets.tflite.flatfile import description, in_onnx_order
+    from edgeship.targets.tflite.flatfile import load as load_file
 
     proto = onnx.shape_inference.infer_shapes(onnx.load(qdq))
     boundaries = _boundaries(proto.graph)
@@ -65,8 +67,9 @@ def layer_differences(
     whole, cut = _session(_cut(proto, found, fed=False)), _session(_cut(proto, found, fed=True))
     layouts: dict[str, tuple[int, ...]] = {}
     worst: dict[str, list[float]] = {}
+    described = description(load_file(artifact))
     for image in images:
-        seen = session.run({"input": image})
+        seen = in_onnx_order(described, session.run({"input": image}))
         if not layouts:
             reference = dict(
                 zip([b.seen for b in found], whole.run([b.seen for b in found], {"input": image}), strict=True)

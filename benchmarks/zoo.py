@@ -214,6 +214,12 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
                 f"conversion {kind}: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s;"
                 f" of processor time {statistics.median(processor):.2f} s and {max(processor):.2f} s"
             )
+        beyond = [value for row in rows if (value := row.get(f"convert {kind}", "over_weights")) is not None]
+        if beyond:
+            print(
+                f"{kind}: files are {min(beyond):.1%} to {max(beyond):.1%} larger than the weights and biases alone;"
+                " what int8 needs beyond those, scales and zero points per channel, is not in the column 'over'"
+            )
     for row in rows:
         for step, why in row.failures.items():
             print(f"{row.model}: {step} failed: {why}")

@@ -16,8 +16,10 @@ from edgeship.pipeline.onnx_form import run_passes
 from edgeship.pipeline.simplification.affine import alone_rules, fold_rules
 from edgeship.pipeline.simplification.arithmetic import arithmetic_rules
 from edgeship.pipeline.simplification.clip import clip_rules
+from edgeship.pipeline.simplification.gelu import gelu_rules, may_have_gelu, raise_opset
 from edgeship.pipeline.simplification.gemm import gemm_rules
 from edgeship.pipeline.simplification.hardswish import hardswish_rules
+from edgeship.pipeline.simplification.layer_norm import layer_norm_rules
 from edgeship.pipeline.simplification.padding import padding_rules
 from edgeship.pipeline.simplification.pooling import pooling_rules
 from edgeship.pipeline.simplification.reshaping import reshaping_rules
@@ -39,6 +41,7 @@ def _phases() -> tuple[Sequence[RewriteRule], ...]:
         *clip_rules(),
         *arithmetic_rules(),
         *hardswish_rules(),
+        *layer_norm_rules(),
         *gemm_rules(),
         *fold_rules(),
         *padding_rules(),
@@ -49,6 +52,11 @@ def _phases() -> tuple[Sequence[RewriteRule], ...]:
     return general, alone_rules()
 
 
+@cache
+def _gelu_rules() -> Sequence[RewriteRule]:
+    return gelu_rules()
+
+
 def apply_rewrites(model: ir.Model) -> Counter[str]:
     """How often each rule was applied to `model`, which is changed in place.
 
@@ -57,10 +65,12 @@ def apply_rewrites(model: ir.Model) -> Counter[str]:
     applied: Counter[str] = Counter()
     names = [str(value.name) for value in model.graph.outputs]
     tidy(model)
+    phases = ((_gelu_rules(),) if may_have_gelu(model) else ()) + _phases()
     for _ in range(_ROUNDS):
         count = 0
-        for phase in _phases():
+        for phase in phases:
             count = _apply(phase, model, applied)
+            raise_opset(model)
             if count:
                 break
         if not count:

@@ -56,10 +56,15 @@ class TFLiteTarget:
         return notes(model)
 
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
-        """The TFLite file's bytes, NHWC unless the options say otherwise."""
-        from edgeship.targets.tflite.convert import convert
+        """The TFLite file's bytes, NHWC unless the options say otherwise.
 
-        return convert(model, options)
+        The model is let go once it is read, so that its memory is free for the file if the caller keeps no reference.
+        """
+        from edgeship.targets.tflite.convert import written
+
+        conversion = written(model, options)
+        del model
+        return conversion.finish()
 
     def reference(self, model: ir.Model) -> ir.Model:
         """The model, with the activations of layers whose weights alone are int8 rounded at run time."""

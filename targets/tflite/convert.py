@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,16 +64,15 @@ def notes(model: ir.Model) -> list[Finding]:
         return left_in_float(graph, op_of)
 
 
-def convert(model: ir.Model, options: ConvertOptions) -> bytes:
-    """The TFLite file.
+def written(model: ir.Model, options: ConvertOptions) -> Conversion:
+    """The TFLite model, to be finished.
 
     Raises UnsupportedError with all findings, InputError for an io_dtype that the model does not allow.
     """
     conversion = _converted(model, options)
     if conversion.findings:
         raise UnsupportedError(REFUSED, conversion.findings)
-    with _sound_model():
-        return conversion.finish()
+    return conversion
 
 
 @contextmanager
@@ -84,13 +84,13 @@ def _sound_model() -> Iterator[None]:
         raise UnsupportedError(REFUSED, [malformed("the model", error)]) from error
 
 
-def _converted(model: ir.Model, options: ConvertOptions) -> _Conversion:
+def _converted(model: ir.Model, options: ConvertOptions) -> Conversion:
     """The written model; what is dynamic in it is proved by writing it for other sizes too."""
     with _sound_model():
         model = read_back(model)
-        conversion = _Conversion(model, options)
+        conversion = Conversion(model, options)
         if conversion.is_dynamic and not conversion.findings:
-            twin = _Conversion(model, options, twin=True)
+            twin = Conversion(model, options, twin=True)
             conversion.findings += twin.findings or differences(conversion.written, twin.written)
         return conversion
 
@@ -142,7 +142,7 @@ class Border:
         return standard_metadata.Border(self.name, tuple(operand.shape), list(self.layout.perm) == [0, 2, 3, 1])
 
 
-class _Conversion:
+class Conversion:
     """One model on its way: lowered, arranged, written."""
 
     def __init__(self, model: ir.Model, options: ConvertOptions, *, twin: bool = False) -> None:
@@ -210,13 +210,17 @@ class _Conversion:
             "outputs": [border.described() for border in self.outputs],
             "metadata": {key: value for key, value in sorted(facts.items()) if key != standard_metadata.LABELS_KEY},
         }
+        if self.writer.torn:
+            described["torn"] = self.writer.torn
         signature = Signature(_indices(self.inputs), _indices(self.outputs))
         stored = {METADATA: json.dumps(described, sort_keys=True, separators=(",", ":")).encode()}
         if facts:
             inputs, outputs = ([each.standard() for each in borders] for borders in (self.inputs, self.outputs))
             stored[standard_metadata.NAME] = standard_metadata.describe(inputs, outputs, facts)
-        del self.graph, self.plan, self.writer  # the constants that the file holds otherwise have no need of memory now
-        content = self.builder.finish(signature, stored)
+        del self.graph, self.plan, self.writer
+        gc.collect()  # a model is full of cycles; what nobody holds now makes room for the file
+        with _sound_model():
+            content = self.builder.finish(signature, stored)
         return standard_metadata.with_labels(content, standard_metadata.labels_of(facts))
 
 

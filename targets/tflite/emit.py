@@ -63,6 +63,8 @@ class Writer:
         self._moved: dict[tuple[Tensor, tuple[Digit, ...]], Operand] = {}
         self._views: dict[tuple[int, tuple[int, ...]], Operand] = {}
         self._names: dict[str, int] = {}
+        self.torn: dict[str, tuple[tuple[int, ...], tuple[Digit, ...]]] = {}
+        """Tensors that are no permutation of the ONNX model's: the shape there, and memory as digits of it."""
 
     def new(  # noqa: PLR0913 - the fields of a tensor
         self,
@@ -99,8 +101,17 @@ class Writer:
             tensor.quant,
             signature=layout.shape(tensor.signature),
         )
-        self.place(tensor, layout, operand)
+        self.made(tensor, layout, operand)
         return operand
+
+    def made(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
+        """Says that `operand` was made to hold `tensor` in `layout`, under any shape."""
+        self.place(tensor, layout, operand)
+        self._note(tensor, layout, operand)
+
+    def _note(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
+        if (layout.is_torn or operand.shape != layout.shape(tensor.shape)) and not tensor.is_dynamic:
+            self.torn.setdefault(operand.name, (tensor.shape, layout.digits(tensor.shape)))
 
     def place(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
         """Says that `operand` holds `tensor` in `layout`, under any shape."""
@@ -116,7 +127,10 @@ class Writer:
                 self._arranged[key] = self._constant(tensor, layout)
             else:
                 shape, signature = layout.shape(tensor.shape), layout.shape(tensor.signature)
-                self._arranged[key] = self.viewed(self.in_memory(tensor, layout), shape, signature, tensor.name)
+                source = self.in_memory(tensor, layout)
+                operand = self._arranged[key] = self.viewed(source, shape, signature, tensor.name)
+                if operand is not source:
+                    self._note(tensor, layout, operand)
         return self._arranged[key]
 
     def in_memory(self, tensor: Tensor, layout: Layout) -> Operand:
@@ -249,8 +263,13 @@ class Emit:
         return self.writer.in_memory(tensor, layout)
 
     def rows(self, axis: int) -> Operand:
-        """The first input with ONNX axis `axis` as the last in memory, the others under whatever shape they have."""
-        tensor, layout, x = self.node.x, self.layout, self.in_memory()
+        """The first input with ONNX axis `axis` as the last in memory; where others are torn, they come under whatever
+        shape they have.
+        """
+        tensor, layout = self.node.x, self.layout
+        if not layout.is_torn:
+            return self.input()
+        x = self.in_memory()
         if x.rank > 1 and x.shape[-1] == tensor.shape[axis]:
             return x
         others = layout.before(axis)
@@ -271,7 +290,7 @@ class Emit:
         if tuple(shape) == layout.shape(tensor.shape):
             return self.output()
         operand = self.writer.new(tensor.name, shape, tensor.storage, tensor.quant, signature=signature)
-        self.writer.place(tensor, layout, operand)
+        self.writer.made(tensor, layout, operand)
         return operand
 
     def alias(self, operand: Operand, index: int = 0) -> None:

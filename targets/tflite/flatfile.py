@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.types import Array
 from edgeship.targets.tflite.reader import read_model, schema_module
 
 METADATA = "edgeship"
@@ -30,6 +34,21 @@ def description(model: Any) -> dict[str, Any] | None:
             found = json.loads(bytes(data)) if data is not None else None
             return found if isinstance(found, dict) and found.get("version") == METADATA_VERSION else None
     return None
+
+
+def in_onnx_order(described: dict[str, Any] | None, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Tensors by name, those whose axes lie torn in memory as the ONNX model has them; the others as they are."""
+    torn = (described or {}).get("torn", {})
+    return {name: _joined(array, *torn[name]) if name in torn else array for name, array in values.items()}
+
+
+def _joined(values: Array, shape: Sequence[int], digits: Sequence[Sequence[int]]) -> Array:
+    """The tensor of `shape` whose memory is `values`: digits are sizes, and steps in the tensor's flat index."""
+    whole = np.empty(values.size, values.dtype)
+    sizes, steps = ([digit[place] for digit in digits] for place in (0, 1))
+    view = np.lib.stride_tricks.as_strided(whole, sizes, [step * whole.itemsize for step in steps])
+    view[...] = values.reshape(sizes)
+    return whole.reshape(shape)
 
 
 def element_types() -> dict[int, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeship.calibration.types import Array
-from edgeship.targets.tflite.flatfile import load, text
+from edgeship.targets.tflite.flatfile import description, in_onnx_order, load, text
 from edgeship.targets.tflite.reader import schema_module
 from edgeship.targets.tflite.session import TFLiteSession
 
@@ -30,6 +30,7 @@ class TFLiteLayers:
         graph.outputs = [*graph.outputs, *(i for i in dict.fromkeys(computed) if i not in kept)]
         self._steps = {text(graph.tensors[i].name): _step(graph.tensors[i]) for i in graph.outputs}
         model.signatureDefs = []
+        self._described = description(model)
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / path.name
             probe.write_bytes(packed(model))
@@ -42,8 +43,9 @@ class TFLiteLayers:
         return {name: scale for name, (scale, _) in self._steps.items() if scale}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every computed tensor by name, as real numbers (float32), in the artifact's own order of axes."""
-        return {name: self._real(name, values) for name, values in self._session.run(feeds).items()}
+        """Every computed tensor by name, as real numbers (float32), in the artifact's order of axes, none torn."""
+        seen = in_onnx_order(self._described, self._session.run(feeds))
+        return {name: self._real(name, values) for name, values in seen.items()}
 
     def _real(self, name: str, values: Array) -> Array:
         scale, zero_point = self._steps.get(name, (0.0, 0))

@@ -413,6 +413,83 @@ def test_a_hard_swish_in_parts_becomes_one_operator(nodes: list[onnx.NodeProto])
     assert simplified(model) == {"HardSwish": 1}
 
 
+EXACT = [node("Div", "x root", "a"), node("Erf", "a", "b"), node("Add", "b one", "c")]
+TANH = [
+    node("Pow", "x three", "p"),
+    node("Mul", "p cubic", "q"),
+    node("Add", "x q", "r"),
+    node("Mul", "r slope", "s"),
+    node("Tanh", "s", "b"),
+    node("Add", "one b", "c"),
+]
+FAST = [
+    node("Mul", "x cubic", "p"),
+    node("Mul", "p x", "q"),
+    node("Add", "q one", "r"),
+    node("Mul", "x slope", "s"),
+    node("Mul", "s r", "t"),
+    node("Tanh", "t", "b"),
+    node("Add", "b one", "c"),
+]
+"""The same as TANH, factored."""
+GELU = {"root": np.sqrt(2), "one": 1, "half": 0.5, "three": 3, "cubic": 0.044715, "slope": np.sqrt(2 / np.pi)}
+
+
+@pytest.mark.parametrize("gate", [EXACT, TANH, FAST], ids=["exact", "tanh", "fast"])
+@pytest.mark.parametrize(
+    "product",
+    [
+        [node("Mul", "x c", "d"), node("Mul", "d half", "y")],
+        [node("Mul", "x half", "d"), node("Mul", "d c", "y")],
+        [node("Mul", "c half", "d"), node("Mul", "d x", "y")],
+    ],
+)
+def test_a_gelu_in_parts_becomes_one_operator(gate: list[onnx.NodeProto], product: list[onnx.NodeProto]) -> None:
+    model = build([*gate, *product], **{name: np.float32(value) for name, value in GELU.items()})
+    result = simplify_model(model, onnxsim=False)
+    check_same(model, result, IMAGE)
+    assert result.after == {"Gelu": 1}
+    (found,) = result.model.graph
+    assert found.attributes.get_string("approximate", "none") == ("none" if gate is EXACT else "tanh")
+
+
+@pytest.mark.parametrize(("name", "value"), [("root", 1.5), ("one", 1.1), ("half", 0.4)])
+def test_what_is_almost_a_gelu_stays_in_parts(name: str, value: float) -> None:
+    nodes = [*EXACT, node("Mul", "x c", "d"), node("Mul", "d half", "y")]
+    model = build(nodes, **{key: np.float32(number) for key, number in {**GELU, name: value}.items()})
+    assert simplified(model)["Erf"] == 1
+
+
+def test_a_gelu_stays_in_parts_where_its_opset_would_change_another_operator() -> None:
+    pool = node("AveragePool", "e", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    nodes = [*EXACT, node("Mul", "x c", "d"), node("Mul", "d half", "e"), pool]
+    constants = {key: np.float32(number) for key, number in GELU.items()}
+    assert simplified(build(nodes, **constants))["Erf"] == 1
+    assert simplified(build(nodes, opset=20, **constants)) == {"AveragePool": 1, "Gelu": 1}
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_layer_normalization_in_parts_becomes_one_operator(square: str, affine: bool) -> None:
+    nodes = [
+        node("ReduceMean", "x axes", "m"),
+        node("Sub", "x m", "d"),
+        node("Pow", "d two", "s") if square == "Pow" else node("Mul", "d d", "s"),
+        node("ReduceMean", "s axes", "v"),
+        node("Add", "v epsilon", "e"),
+        node("Sqrt", "e", "r"),
+        node("Div", "d r", "n" if affine else "y"),
+    ]
+    if affine:
+        nodes += [node("Mul", "gain n", "g"), node("Add", "g shift", "y")]
+    numbers = {"two": np.float32(2), "epsilon": np.float32(1e-5), "gain": normal(8), "shift": normal(1, 8)}
+    result = simplify_model(build(nodes, axes=np.array([-1]), **numbers), onnxsim=False)
+    check_same(build(nodes, axes=np.array([-1]), **numbers), result, IMAGE)
+    assert result.after == {"LayerNormalization": 1}
+    across = build(nodes, axes=np.array([1]), **numbers)
+    assert "LayerNormalization" not in simplified(across)
+
+
 def test_a_product_with_a_hard_sigmoid_becomes_a_hard_swish_where_the_slope_is_a_sixth() -> None:
     for alpha, after in ((1 / 6, {"HardSwish": 1}), (0.2, {"HardSigmoid": 1, "Mul": 1})):
         nodes = [node("HardSigmoid", "x", "h", alpha=alpha, beta=0.5), node("Mul", "h x", "y")]

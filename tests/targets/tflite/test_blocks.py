@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from edgeship.targets.tflite.layers import TFLiteLayers
 from edgeship.targets.tflite.session import TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -350,3 +351,18 @@ def test_blocks_cost_no_transpose_that_they_do_not_compute(  # noqa: PLR0917 - a
     seen = TFLiteSession(path).run(feeds)
     for name, values in reference(model, feeds).items():
         np.testing.assert_allclose(seen[name], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_layers_whose_axes_lie_torn_are_read_as_the_model_has_them(
+    batch: int,
+    model_of: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    reference: Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]],
+) -> None:
+    nodes, inputs, outputs, constants = window_attention(batch)
+    feeds = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in inputs.items()}
+    layers = TFLiteLayers(convert(model_of(nodes, inputs, outputs, constants))).run(feeds)
+    expected = reference(model_of(nodes, inputs, ["f", "t", *outputs], constants), feeds)
+    for name in ("f", "t"):  # products of windows, which lie as the picture does
+        np.testing.assert_allclose(layers[name], expected[name], rtol=1e-3, atol=1e-4)
