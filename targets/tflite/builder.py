@@ -56,6 +56,20 @@ class Builder:
         self._kinds: list[versions.Kind] = []
         self._codes: dict[tuple[str, int], int] = {}
         self._operators: list[Any] = []
+        self._border: tuple[Sequence[int], Sequence[int]] = ((), ())
+        self._nested: list[tuple[str, Builder]] = []
+
+    def nested(self, name: str) -> tuple[Builder, int]:
+        """Another subgraph of the same file: what writes it, and its index."""
+        other = Builder(halves=self._halves)
+        other._buffers, other._digests, other._contents = self._buffers, self._digests, self._contents
+        other._codes, other._nested = self._codes, self._nested
+        self._nested.append((name, other))
+        return other, len(self._nested)
+
+    def begin_and_end(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Says which tensors a nested subgraph takes and gives."""
+        self._border = inputs, outputs
 
     def tensor(  # noqa: PLR0913 - the fields of the schema's Tensor, given by name
         self,
@@ -154,12 +168,15 @@ class Builder:
             schema.MetadataT(name=name, buffer=self._buffer(np.frombuffer(content, np.uint8)))
             for name, content in stored.items()
         ]
-        graph = schema.SubGraphT(tensors=self._tensors, operators=self._operators, name="main")
-        graph.inputs = np.asarray(list(signature.inputs.values()), np.int32)
-        graph.outputs = np.asarray(list(signature.outputs.values()), np.int32)
-        model.subgraphs = [graph]
+        self.begin_and_end(list(signature.inputs.values()), list(signature.outputs.values()))
+        model.subgraphs = [self._subgraph("main"), *(other._subgraph(name) for name, other in self._nested)]
         model.signatureDefs = [self._signature(signature)]
         return pack(schema, model, self._contents)
+
+    def _subgraph(self, name: str) -> Any:
+        graph = self._schema.SubGraphT(tensors=self._tensors, operators=self._operators, name=name)
+        graph.inputs, graph.outputs = (np.asarray(places, np.int32) for places in self._border)
+        return graph
 
     def _buffer(self, content: Array) -> int:
         digest = hashlib.sha256(np.ascontiguousarray(content).data).digest() if content.size else b"empty"

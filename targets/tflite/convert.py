@@ -224,6 +224,33 @@ class Conversion:
         return standard_metadata.with_labels(content, standard_metadata.labels_of(facts))
 
 
+def write_nested(builder: Builder, name: str, graph: Graph) -> int:
+    """The index of another subgraph of the file, written for `graph`; what goes in and out has ONNX's order of axes.
+
+    Raises Unsupported for a node that cannot be expressed.
+    """
+    _fuse(graph)
+    settle(graph, op_of)
+    plan = decide(graph, _rule_of, "nchw")
+    nested, index = builder.nested(name)
+    writer = Writer(nested, plan)
+    inputs = [writer.declare(tensor, plan.layouts[tensor]) for tensor in graph.inputs.values()]
+    for node in graph.nodes:
+        op = op_of(node)
+        if op is None:
+            raise Unsupported("no TFLite conversion for this operator", node.where, "see the operator table")
+        op.convert(Emit(writer, node, plan.arrangements[node]))
+    outputs: list[Operand] = []
+    for output, tensor in graph.outputs.items():
+        operand = writer.arranged(tensor, plan.outputs[output])
+        if tensor.is_constant or operand in outputs:
+            copy = writer.new(output, operand.shape, operand.dtype, operand.quant)
+            operand = writer.reshape(operand, operand.shape, operand.signature, copy)
+        outputs.append(operand)
+    nested.begin_and_end([operand.index for operand in inputs], [operand.index for operand in outputs])
+    return index
+
+
 def _indices(borders: list[Border]) -> Mapping[str, int]:
     return {border.name: border.operand.index for border in borders}
 

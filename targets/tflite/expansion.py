@@ -36,6 +36,7 @@ class Reading(Protocol):
 
     tensors: dict[ir.Value, Tensor]
     nodes: list[Node]
+    dynamic: dict[str, int]
 
     def at_opset(self, opset: int) -> AbstractContextManager[None]:
         """Lets nodes be read as of another opset."""
@@ -86,6 +87,15 @@ class Scope:
         for node, name in zip(graph, names, strict=True):
             node.name = name
         return [self.output(value) for value in graph.outputs]
+
+    def apart(self, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> tuple[list[Node], list[Tensor]]:
+        """The nodes of a graph, written nowhere yet, and its outputs."""
+        outside, self.reading.nodes = self.reading.nodes, []
+        try:
+            outputs = self.body(graph, inputs)
+            return self.reading.nodes, outputs
+        finally:
+            self.reading.nodes = outside
 
     def output(self, value: ir.Value) -> Tensor:
         """The tensor of a graph's output, which may be one of its constants."""

@@ -1,7 +1,7 @@
 """Control flow, resolved while the model is read: branches chosen or selected from, loops unrolled.
 
-A loop's trip count and, where it has one, its condition are known at conversion; each pass writes the body once, with
-what depends on the pass number alone folded away.
+Where the trip count and the condition of a loop are known at conversion, each pass writes the body once, with what
+depends on the pass number alone folded away; other loops become WHILE (`loop.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from edgeship.targets.tflite.expansion import Expansion, Scope
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
+from edgeship.targets.tflite.ops.loop import FOREVER, keep_loop
 
 MOST_PASSES = 1024
-_FOREVER = (1 << 63) - 1
 _AXES0 = np.array([0], np.int64)
 
 
@@ -34,19 +34,21 @@ def expand_if(scope: Scope, node: Node) -> list[Tensor]:
 
 
 def expand_loop(scope: Scope, node: Node) -> list[Tensor]:
-    """Every pass after the other; the trip count is a constant, the condition known at conversion after each pass."""
+    """Every pass after the other where their number is known at conversion, and small; else a WHILE."""
     body: ir.Graph = node.attribute("body")
-    trips = _known(node, 0, "the trip count", _FOREVER)
-    going = _known(node, 1, "the condition", 1)
+    if any(node.has(place) and node.tensor(place).data is None for place in (0, 1)):
+        return keep_loop(scope, node)
+    trips, going = _known(node, 0, FOREVER), _known(node, 1, 1)
     carried = [node.tensor(place) for place in range(2, len(node.inputs))]
     rows: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     if trips > MOST_PASSES and _goes_on(body):
-        seen = "a loop without end" if trips == _FOREVER else f"{trips} passes"
-        raise Unsupported("runs too often to be unrolled", seen, f"at most {MOST_PASSES} passes")
+        if trips == FOREVER:
+            raise Unsupported("never ends", "a loop without a trip count or a condition", "one of both")
+        return keep_loop(scope, node)
     step = 0
     while going and step < trips:
         if step == MOST_PASSES:
-            raise Unsupported("runs too often to be unrolled", f"over {MOST_PASSES} passes", f"{MOST_PASSES} at most")
+            return keep_loop(scope, node)
         pass_number = Tensor(f"{scope.prefix}/pass", (), np.dtype(np.int64), data=np.array(step, np.int64))
         condition = Tensor(f"{scope.prefix}/condition", (), np.dtype(np.bool_), data=np.array(True))
         verdict, *values = scope.body(body, [pass_number, condition, *carried])
@@ -55,7 +57,7 @@ def expand_loop(scope: Scope, node: Node) -> list[Tensor]:
             row.append(value)
         step += 1
         if step < trips and verdict.data is None:
-            raise Unsupported("its condition is computed at run time", verdict.name, "a constant trip count alone")
+            return keep_loop(scope, node)
         going = bool(verdict.data.reshape(())) if verdict.data is not None else False
     return [*carried, *(_stacked(scope, row, 0, node) for row in rows)]
 
@@ -68,13 +70,8 @@ def _goes_on(body: ir.Graph) -> bool:
     return value is body.inputs[1]
 
 
-def _known(node: Node, place: int, what: str, default: int) -> int:
-    if not node.has(place):
-        return default
-    data = node.tensor(place).data
-    if data is None:
-        raise Unsupported(f"{what} is known only at run time", node.tensor(place).name, "a constant")
-    return int(data.reshape(()))
+def _known(node: Node, place: int, default: int) -> int:
+    return int(node.tensor(place).values().reshape(())) if node.has(place) else default
 
 
 def _stacked(scope: Scope, row: Sequence[Tensor], axis: int, node: Node) -> Tensor:

@@ -200,13 +200,13 @@ def test_loop_ends_when_its_condition_is_known_to_fail(
 @pytest.mark.parametrize(
     ("condition", "inputs", "message"),
     [
-        (ALWAYS, ["computed", ""], "the trip count is known only at run time"),
-        (ALWAYS, ["", ""], "a loop without end"),
-        (ALWAYS, ["many", ""], "2000 passes"),
-        (helper.make_node("Less", ["short", "one"], ["still"]), ["trips", ""], "its condition is computed"),
+        (ALWAYS, ["computed", ""], "collects a value of each pass"),
+        (ALWAYS, ["", ""], "never ends"),
+        (ALWAYS, ["many", ""], "collects a value of each pass"),
+        (helper.make_node("Less", ["short", "one"], ["still"]), ["trips", ""], "collects a value of each pass"),
     ],
 )
-def test_loop_of_unknown_length_is_refused(
+def test_loop_of_unknown_length_that_collects_values_is_refused(
     condition: onnx.NodeProto, inputs: list[str], message: str, model_of: Model, convert: Convert
 ) -> None:
     model = looping(model_of, condition, inputs, TRIPS)

@@ -1,0 +1,134 @@
+"""Loops whose length is known only at run time: WHILE, with the body and the condition as subgraphs of their own.
+
+    variables: pass number, trip count, condition, what the loop carries, what it reads from outside
+    goes on while pass number < trip count and condition
+
+Shapes are static: what a pass hands on has the shape and the type of what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeship.targets.tflite.emit import Emit, Operand
+from edgeship.targets.tflite.expansion import OPSET, Scope
+from edgeship.targets.tflite.graph import Graph, Node, Tensor, Unsupported, constant
+from edgeship.targets.tflite.op import Op
+
+WHILE = "While"
+FOREVER = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Body:
+    """One pass: its nodes, what it reads (pass number, condition, carried, outside), and what it hands on."""
+
+    nodes: list[Node]
+    step: Tensor
+    going: Tensor
+    carried: list[Tensor]
+    outside: list[Tensor]
+    verdict: Tensor
+    values: list[Tensor]
+
+
+def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
+    """A WHILE in the place of the Loop."""
+    graph: ir.Graph = node.attribute("body")
+    given = [node.tensor(place) for place in range(2, len(node.inputs))]
+    if len(graph.outputs) - 1 != len(given):
+        seen = f"{len(graph.outputs) - 1 - len(given)} of them, the number of passes computed or too large to unroll"
+        raise Unsupported("collects a value of each pass", seen, "a constant trip count of at most 1024")
+    if scope.reading.dynamic:
+        raise Unsupported("a loop of computed length among dynamic dimensions", "", "static dimensions")
+    step = Tensor(f"{scope.prefix}/pass", (), np.dtype(np.int64))
+    going = Tensor(f"{scope.prefix}/going", (), np.dtype(np.bool_))
+    carried = [_variable(tensor) for tensor in given]
+    nodes, (verdict, *values) = scope.apart(graph, [step, going, *carried])
+    for before, after in zip(carried, values, strict=True):
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
+            seen = f"{before.dtype} {list(before.shape)}, then {after.dtype} {list(after.shape)}"
+            raise Unsupported(
+                "a carried value changes its shape or type while passes are computed", seen, "one of both"
+            )
+    outside = _read_from_outside(nodes, [verdict, *values], {step, going, *carried})
+    inner = {tensor: _variable(tensor) for tensor in outside}
+    for each in nodes:
+        each.inputs = [tensor if tensor is None else inner.get(tensor, tensor) for tensor in each.inputs]
+    verdict, *values = [inner.get(tensor, tensor) for tensor in (verdict, *values)]
+    body = Body(nodes, step, going, carried, list(inner.values()), verdict, values)
+    trips = node.tensor(0) if node.has(0) else constant(f"{scope.prefix}/trips", np.array(FOREVER))
+    first = node.tensor(1) if node.has(1) else constant(f"{scope.prefix}/condition", np.array(True))
+    outputs = [Tensor(f"{scope.prefix}/{place}", t.shape, t.dtype) for place, t in enumerate(given)]
+    inputs: list[Tensor | None] = [_scalar(scope, trips), _scalar(scope, first), *given, *outside]
+    scope.reading.nodes.append(Node(WHILE, node.name, inputs, outputs, {"body": body}, opset=OPSET))
+    return list(outputs)
+
+
+def _variable(tensor: Tensor) -> Tensor:
+    """What stands for a tensor inside the loop, where nothing is quantized."""
+    return Tensor(f"{tensor.name}/inside", tensor.shape, tensor.dtype)
+
+
+def _scalar(scope: Scope, tensor: Tensor) -> Tensor:
+    return scope.op("Reshape", tensor, np.zeros(0, np.int64)) if tensor.rank else tensor
+
+
+def _read_from_outside(nodes: Sequence[Node], handed_on: Sequence[Tensor], own: set[Tensor]) -> list[Tensor]:
+    made = {tensor for node in nodes for tensor in node.outputs} | own
+    read = [tensor for node in nodes for tensor in node.tensors()] + list(handed_on)
+    return [tensor for tensor in dict.fromkeys(read) if tensor not in made and not tensor.is_constant]
+
+
+def known_body(node: Node) -> str | None:
+    """Every operator of the body is one of this table."""
+    from edgeship.targets.tflite.ops import REGISTRY
+
+    body: Body = node.attribute("body")
+    for inner in body.nodes:
+        op = REGISTRY.get(inner.op_type)
+        reason = "no TFLite conversion for this operator" if op is None else op.refusal(inner)
+        if reason:
+            return f"in its body, {inner.where}: {reason}"
+    return None
+
+
+def convert_while(emit: Emit) -> None:
+    """Writes a loop: WHILE, and its two subgraphs."""
+    from edgeship.targets.tflite.convert import write_nested
+
+    body: Body = emit.node.attribute("body")
+    trips = Tensor("trips", (), np.dtype(np.int64))
+    after = Tensor("next", (), np.dtype(np.int64))
+    count = Node("Add", "pass", [body.step, constant("one", np.array(1))], [after], opset=OPSET)
+    variables = [body.step, trips, body.going, *body.carried, *body.outside]
+    results = [after, trips, body.verdict, *body.values, *body.outside]
+    less, goes_on = Tensor("before the end", (), np.dtype(np.bool_)), Tensor("goes on", (), np.dtype(np.bool_))
+    tests = [
+        Node("Less", "before the end", [body.step, trips], [less], opset=OPSET),
+        Node("And", "goes on", [less, body.going], [goes_on], opset=OPSET),
+    ]
+    builder, name = emit.writer.builder, emit.node.name
+    condition = write_nested(builder, f"{name}/condition", Graph(tests, _named(variables), {"goes on": goes_on}))
+    passes = write_nested(builder, f"{name}/body", Graph([*body.nodes, count], _named(variables), _named(results)))
+    start = emit.constant("start", np.array(0))
+    inputs = [start, *(emit.input(place) for place in range(len(emit.node.inputs)))]
+    outputs = [_like(emit, operand) for operand in inputs]
+    for place in range(len(body.carried)):
+        outputs[3 + place] = emit.output(place)
+    emit.operator("WHILE", inputs, outputs, cond_subgraph_index=condition, body_subgraph_index=passes)
+
+
+def _named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{place}": tensor for place, tensor in enumerate(tensors)}
+
+
+def _like(emit: Emit, operand: Operand) -> Operand:
+    return emit.writer.new(f"{operand.name}/after", operand.shape, operand.dtype)
+
+
+OPS = (Op(WHILE, convert_while, limits=(known_body,)),)
