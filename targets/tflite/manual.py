@@ -12,7 +12,6 @@ from typing import Any
 from edgeship.calibration.readback import QOPERATORS
 from edgeship.targets.tflite.op import Int8, Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
-from edgeship.targets.tflite.ops.loop import WHILE
 
 AT_CONVERSION = {
     "Constant": "becomes a constant of the file",
@@ -50,7 +49,7 @@ def table() -> str:
 
 
 def _rows() -> Iterator[Sequence[str]]:
-    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()} - {WHILE}):
+    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()}):
         if name in AT_CONVERSION and name not in REGISTRY:
             yield name, "7+", "at conversion", "-", "-", "-", AT_CONVERSION[name]
         elif name in QOPERATORS:

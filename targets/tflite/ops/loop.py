@@ -19,7 +19,7 @@ from edgeship.targets.tflite.expansion import OPSET, Scope
 from edgeship.targets.tflite.graph import Graph, Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.op import Op
 
-WHILE = "While"
+LOOP = "Loop"
 FOREVER = (1 << 63) - 1
 
 
@@ -65,7 +65,7 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     first = node.tensor(1) if node.has(1) else constant(f"{scope.prefix}/condition", np.array(True))
     outputs = [Tensor(f"{scope.prefix}/{place}", t.shape, t.dtype) for place, t in enumerate(given)]
     inputs: list[Tensor | None] = [_scalar(scope, trips), _scalar(scope, first), *given, *outside]
-    scope.reading.nodes.append(Node(WHILE, node.name, inputs, outputs, {"body": body}, opset=OPSET))
+    scope.reading.nodes.append(Node(LOOP, node.name, inputs, outputs, {"body": body}, opset=OPSET))
     return list(outputs)
 
 
@@ -131,4 +131,4 @@ def _like(emit: Emit, operand: Operand) -> Operand:
     return emit.writer.new(f"{operand.name}/after", operand.shape, operand.dtype)
 
 
-OPS = (Op(WHILE, convert_while, limits=(known_body,)),)
+OPS = (Op(LOOP, convert_while, limits=(known_body,)),)
