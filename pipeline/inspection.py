@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.macs import WEIGHT_INPUT, count_macs
 from edgeship.calibration.onnx_file import load_onnx, read_bytes
+from edgeship.calibration.readback.quantized import form
 
 _INTEGER_OPERATORS = frozenset(
     set(WEIGHT_INPUT) - {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
@@ -44,6 +45,8 @@ class QuantizationFacts:
     per_channel_weights: int = 0
     per_tensor_weights: int = 0
     activation_dtypes: tuple[str, ...] = ()
+    form: str = ""
+    """How the file says it: QDQ, QOperator ...; "" for a float model, and for TFLite."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class ModelFacts:
         rows.append(("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())))
         facts = self.quantization
         if not facts.integer_layers:
-            return [*rows, ("quantization", "none: float")]
+            return [*rows, ("quantization", facts.form or "none: float")]
+        if facts.form:
+            rows.append(("quantization", facts.form))
         share = "" if self.int8_share is None else f", {self.int8_share:.1%} of the work"
         rows.append(("int8 layers (file)", f"{facts.integer_layers} of {facts.layers}{share}"))
         rows.append(("int8 weights", f"{facts.per_channel_weights} per channel, {facts.per_tensor_weights} per tensor"))
@@ -188,6 +193,7 @@ def _quantization(model: ir.Model, counts: Mapping[str, int] | None) -> tuple[Qu
         per_channel_weights=sum(size > 1 for size in weights),
         per_tensor_weights=sum(size == 1 for size in weights),
         activation_dtypes=tuple(sorted(activations)),
+        form=form(model),
     )
     if counts is None:
         return facts, None

@@ -76,9 +76,11 @@ def inspect(model: Path, target: str | None, as_json: bool) -> None:
     from edgeship.pipeline.inspection import inspect_model
 
     facts = inspect_model(model)
-    refusals = None if target is None else _refusals(model, target)
+    refusals, in_float = (None, []) if target is None else _judged(model, target)
     if as_json:
-        document = facts.to_json() if refusals is None else {**facts.to_json(), "refusals": refusals}
+        document = (
+            facts.to_json() if refusals is None else {**facts.to_json(), "refusals": refusals, "in_float": in_float}
+        )
         click.echo(json.dumps(document, indent=2))
         return
     width = max(len(name) for name, _ in facts.rows())
@@ -88,14 +90,18 @@ def inspect(model: Path, target: str | None, as_json: bool) -> None:
         click.echo(f"{target}: {len(refusals)} things stand in the way" if refusals else f"{target}: can be converted")
         for refusal in refusals:
             click.echo(f"  {refusal}")
+        for note in in_float:
+            click.echo(f"  in float: {note}")
 
 
-def _refusals(model: Path, target: str) -> list[str]:
-    """Every node of an ONNX model that the target cannot take, with the reason."""
+def _judged(model: Path, target: str) -> tuple[list[str], list[str]]:
+    """The nodes that the target cannot take, and those of a quantized model that it computes in float, with reasons."""
     from edgeship.calibration.onnx_file import load_onnx
     from edgeship.targets.base import load
 
-    return [str(finding) for finding in load(target).check(load_onnx(model))]
+    chosen, loaded = load(target), load_onnx(model)
+    refusals, notes = chosen.check(loaded), chosen.notes(loaded)
+    return [str(finding) for finding in refusals], [str(finding) for finding in notes]
 
 
 COMMANDS = (init, targets, doctor, inspect)
