@@ -18,6 +18,7 @@ import numpy as np
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.types import Array, TensorInfo
 from edgeship.pipeline.compare import Difference, OutputComparison
+from edgeship.pipeline.explanation import RangeUse, Use, explain
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _MOVERS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """They compute nothing; an artifact may hold their outputs in an order of its own."""
 _FED = "__fed"
+BUDGET = 2.0
+"""Steps that kernels' own rounding may be off by."""
 
 
 class Layers(Protocol):
@@ -40,6 +43,10 @@ class Layers(Protocol):
     def steps(self) -> Mapping[str, float]:
         """The scale of each quantized tensor by name."""
 
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """What each quantized tensor can represent, by name."""
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every computed tensor by name, as real numbers."""
 
@@ -52,6 +59,7 @@ class LayerDifference:
     operator: str
     difference: Difference
     own: Difference | None
+    use: Use | None = None
 
 
 def open_layers(path: Path, *, as_reference: bool) -> Layers:
@@ -81,6 +89,7 @@ class OnnxLayers:
         values = _float_values(model)
         self.operators = {name: b.operator for name, b in boundaries.items()} or _operators(values)
         self.steps: Mapping[str, float] = {name: b.scale for name, b in boundaries.items()}
+        self.ranges: Mapping[str, tuple[float, float]] = {name: b.range for name, b in boundaries.items()}
         self.aliases = {name: b.real for name, b in boundaries.items()}
         self._path = path
         shown = [name for name in values if not boundaries or name in boundaries or values[name].is_graph_output()]
@@ -114,11 +123,12 @@ class OnnxLayers:
 
 @dataclass(frozen=True)
 class _Boundary:
-    """An activation between layers: the name of the tensor that is quantized, its scale, and who computes it."""
+    """An activation between layers: the name of the tensor that is quantized, its parameters, and who computes it."""
 
     real: str
     scale: float
     operator: str
+    range: tuple[float, float]
 
 
 def _boundaries(model: ir.Model) -> dict[str, _Boundary]:
@@ -134,9 +144,20 @@ def _boundaries(model: ir.Model) -> dict[str, _Boundary]:
         constant = None if scale is None else ir.convenience.get_const_tensor(scale)
         if maker is None or constant is None or constant.size != 1:
             continue
-        name = str(node.outputs[0].name)
-        found[name] = _Boundary(str(source.inputs[0].name), float(constant.numpy().reshape(())), maker.op_type)
+        name, step = str(node.outputs[0].name), float(constant.numpy().reshape(()))
+        found[name] = _Boundary(str(source.inputs[0].name), step, maker.op_type, _representable(node, step))
     return found
+
+
+def _representable(dequantize: ir.Node, step: float) -> tuple[float, float]:
+    """The smallest and largest number that a DequantizeLinear's integers stand for."""
+    import onnx_ir as ir
+
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    constant = None if zero is None else ir.convenience.get_const_tensor(zero)
+    integer = np.zeros((), np.uint8) if constant is None else constant.numpy().reshape(())
+    limits = np.iinfo(integer.dtype)
+    return (limits.min - int(integer)) * step, (limits.max - int(integer)) * step
 
 
 def _float_values(model: ir.Model) -> dict[str, ir.Value]:
@@ -181,6 +202,7 @@ class LayerComparison:
     _axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _total: dict[str, OutputComparison] = field(default_factory=dict)
     _own: dict[str, OutputComparison] = field(default_factory=dict)
+    _use: dict[str, RangeUse] = field(default_factory=dict)
     _fed: Session | None = None
 
     def update(self, feeds: Mapping[str, Array]) -> None:
@@ -192,6 +214,8 @@ class LayerComparison:
         for name, theirs in self._names.items():
             arranged[name] = np.transpose(seen[theirs], self._axes[name])
             self._total[name].update(reference[name], arranged[name])
+            if name in self._use:
+                self._use[name].update(reference[name], arranged[name])
         if self._fed is not None:
             wanted = {info.name for info in self._fed.inputs}
             given = {f"{name}{_FED}": values for name, values in arranged.items()}
@@ -211,6 +235,9 @@ class LayerComparison:
             step = self.a.steps.get(name) or self.b.steps.get(theirs) or 0.0
             self._total[name] = OutputComparison(name, step)
             self._own[name] = OutputComparison(name, step)
+            ends = self.a.ranges.get(name) or self.b.ranges.get(theirs)
+            if ends and step:
+                self._use[name] = RangeUse(*ends, step)
         if not self._names:
             raise InputError("the models have no tensor name in common; compare them without --layers")
         if isinstance(self.a, OnnxLayers) and self.a.steps:
@@ -222,7 +249,11 @@ class LayerComparison:
         own = {info.name for info in self._fed.outputs} if self._fed is not None else set()
         return [
             LayerDifference(
-                name, operators.get(name, ""), total.result(), self._own[name].result() if name in own else None
+                name,
+                operators.get(name, ""),
+                total.result(),
+                self._own[name].result() if name in own else None,
+                self._use[name].result() if name in self._use else None,
             )
             for name, total in self._total.items()
         ]
@@ -246,19 +277,20 @@ def _axes(reference: Array, seen: Array) -> tuple[int, ...] | None:
     return fitting[int(np.argmin(errors))]
 
 
-def describe(layers: Sequence[LayerDifference], budget: float = 2.0) -> str:
+def describe(layers: Sequence[LayerDifference], budget: float = BUDGET) -> str:
     """The layers as a table, and in words where they begin to differ and which layer is off by itself."""
     width = max(len(layer.name) for layer in layers)
     kind = max(len(layer.operator) for layer in layers)
     head = f"  {'layer':<{width}}  {'operator':<{kind}}  {'max':>7} {'mean':>7} steps  {'SQNR':>8}"
+    head += f" {'cosine':>8} {'satur.':>7}"
     lines = [head + "  own max    mean steps" if any(layer.own for layer in layers) else head]
     for layer in layers:
         total = layer.difference
         sqnr = "equal" if np.isinf(total.sqnr_db) and total.sqnr_db > 0 else f"{total.sqnr_db:.1f} dB"
         row = f"  {layer.name:<{width}}  {layer.operator:<{kind}}  {total.max_steps:7.3g} {total.mean_steps:7.3g}"
-        row += f"        {sqnr:>8}"
+        row += f"        {sqnr:>8} {total.cosine:8.5f} {layer.use.saturated if layer.use else '-':>7}"
         lines.append(row + (f"  {layer.own.max_steps:7.3g} {layer.own.mean_steps:7.3g}" if layer.own else ""))
-    return "\n".join([*lines, *_verdict(layers, budget)])
+    return "\n".join([*lines, *_verdict(layers, budget), *(f"  {line}" for line in explain(layers, budget))])
 
 
 def _verdict(layers: Iterable[LayerDifference], budget: float) -> list[str]:
@@ -283,7 +315,8 @@ def _verdict(layers: Iterable[LayerDifference], budget: float) -> list[str]:
 def to_json(layer: LayerDifference) -> dict[str, Any]:
     """The layer as plain values."""
     own = None if layer.own is None else layer.own.to_json()
-    return {"name": layer.name, "operator": layer.operator, **layer.difference.to_json(), "own": own}
+    use = {} if layer.use is None else layer.use.to_json()
+    return {"name": layer.name, "operator": layer.operator, **layer.difference.to_json(), **use, "own": own}
 
 
 def steps_of(model: Path) -> dict[str, float]:

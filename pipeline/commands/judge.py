@@ -32,7 +32,8 @@ def compare(
     from edgeship.pipeline.commands.files import device_of, input_shapes_of, open_data, open_model, open_model_on
     from edgeship.pipeline.compare import Comparison
     from edgeship.pipeline.console import StepProgress
-    from edgeship.pipeline.layers import LayerComparison, describe, open_layers, steps_of, to_json
+    from edgeship.pipeline.explanation import explain
+    from edgeship.pipeline.layers import BUDGET, LayerComparison, describe, open_layers, steps_of, to_json
 
     where = device_of(device, recipe or (data if data.suffix == ".toml" else None))
     first = open_model(a)
@@ -54,7 +55,8 @@ def compare(
     }
     found = [] if inside is None else inside.result()
     if as_json:
-        click.echo(json.dumps({**facts, "layers": [to_json(layer) for layer in found]} if layers else facts, indent=2))
+        inner = {"layers": [to_json(layer) for layer in found], "explanation": explain(found, BUDGET)} if layers else {}
+        click.echo(json.dumps({**facts, **inner}, indent=2))
         return
     click.echo("\n".join([_compared(facts), *([describe(found)] if found else [])]))
 

@@ -88,7 +88,7 @@ def quantize(
         raise InputError(f"--mode {mode} chooses ranges on real samples; give --data (dynamic and float16 need none)")
     opened = open_checked(data, model, loaded, recipe, samples, seed)
     result = calibrated(loaded, opened, rules, scheme, options, wide=mode == "int16")
-    _write(out, result, scheme)
+    _write(out, loaded, opened, result, scheme)
 
 
 def rules_and_scheme(
@@ -160,14 +160,16 @@ def calibrated(
         )
 
 
-def _write(out: Path, result: Quantized, scheme: WeightScheme) -> None:
+def _write(out: Path, model: ir.Model, samples: Samples, result: Quantized, scheme: WeightScheme) -> None:
     from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.pipeline.quantizing.in_short import in_short
     from edgeship.pipeline.workspace import write_atomically
 
     write_atomically(out, to_bytes(result.models[scheme]))
     seen = result.calibration
     click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {seen.samples} samples")
-    click.echo(str(seen.convergence))
+    for line in in_short(model, samples, result, scheme):
+        click.echo(line)
 
 
 COMMANDS = (quantize,)

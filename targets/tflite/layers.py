@@ -29,6 +29,9 @@ class TFLiteLayers:
         kept = set(graph.outputs)
         graph.outputs = [*graph.outputs, *(i for i in dict.fromkeys(computed) if i not in kept)]
         self._steps = {text(graph.tensors[i].name): _step(graph.tensors[i]) for i in graph.outputs}
+        self._ranges = {
+            text(graph.tensors[i].name): ends for i in graph.outputs if (ends := _range(graph.tensors[i])) is not None
+        }
         model.signatureDefs = []
         self._described = description(model)
         with tempfile.TemporaryDirectory() as folder:
@@ -41,6 +44,11 @@ class TFLiteLayers:
     def steps(self) -> Mapping[str, float]:
         """The scale of each quantized tensor by name."""
         return {name: scale for name, (scale, _) in self._steps.items() if scale}
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """What each quantized tensor can represent, by name."""
+        return self._ranges
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every computed tensor by name, as real numbers (float32), in the artifact's order of axes, none torn."""
@@ -60,6 +68,17 @@ def _step(tensor: Any) -> tuple[float, int]:
     if scales is None or len(scales) != 1:
         return 0.0, 0
     return float(scales[0]), int(quantization.zeroPoint[0])
+
+
+def _range(tensor: Any) -> tuple[float, float] | None:
+    """The smallest and largest number of an integer tensor; None for others."""
+    types = schema_module().TensorType
+    limits = {types.INT8: (-128, 127), types.UINT8: (0, 255), types.INT16: (-32768, 32767)}
+    scale, zero_point = _step(tensor)
+    if not scale or tensor.type not in limits:
+        return None
+    low, high = limits[tensor.type]
+    return (low - zero_point) * scale, (high - zero_point) * scale
 
 
 def packed(model: Any) -> bytes:
