@@ -18,6 +18,8 @@ from edgeship.calibration.types import Array, Observer
 
 LEVELS = 256
 _STRIDE = 16
+_TOGETHER = 2
+"""Bins of the histogram that make one of the search's: 2048 as TensorRT has them, four times as fast as 4096."""
 _NEVER = 1e-9
 """The probability given to a bin that holds only what lies beyond: finite, so that a gap before an outlier counts."""
 
@@ -41,12 +43,13 @@ class Entropy:
     def range(self) -> tuple[float, float]:
         """(low, high) with low <= 0 <= high."""
         low, high = self._seen.low, self._seen.high
-        counts = self._seen.magnitudes().astype(np.float64)
+        counts = self._seen.magnitudes().reshape(-1, _TOGETHER).sum(axis=1).astype(np.float64)
+        width = self._seen.width * _TOGETHER
         counts[0] = counts[1]
         levels = round(LEVELS * max(-low, high) / (high - low)) if high > low else LEVELS
         used = int(np.flatnonzero(counts).max(initial=0)) + 1
         ends = [used, *range(used - used % _STRIDE, levels - 1, -_STRIDE)]  # the widest wins a tie
-        threshold = min(ends, key=lambda end: _divergence(counts, end, levels)) * self._seen.width
+        threshold = min(ends, key=lambda end: _divergence(counts, end, levels)) * width
         return max(low, -threshold), min(high, threshold)
 
 
