@@ -2,12 +2,15 @@
 
     python benchmarks/algorithms.py --recipe examples/mobilenet_v1/recipe.toml --model 3-simplify/model.onnx
         [--algorithms minmax,mse] [--refine "none;bias_correction;equalize,bias_correction"] [--per-tensor]
-        [--weights full|pair_limited] [--samples 400]
+        [--weights full|pair_limited] [--samples 400] [--peer]
 
 `--model` is the simplified float model of the recipe's run folder. Each row is a process of its own. The accuracy is
 that of the QDQ graph with graph optimisations off (the reference that artifacts are compared with), on the recipe's
 evaluation samples; agreement and SQNR compare its first output with the float model's. Seconds are those from the
 loaded model to the plan, decoding included; the peak is the process's, less what it was before calibration.
+
+`--peer` adds ONNX Runtime's own quantize_static (S8S8, per channel, min-max), simulated alike; as executed on x86
+without VNNI it clips. silu_cifar.py trains a SiLU/HardSwish network to try it on.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -27,7 +31,8 @@ from typing import Any
 import numpy as np
 
 NONE = "none"
-REFINE = f"{NONE};bias_correction;weight_scale,bias_correction;equalize,bias_correction"
+REFINE = f"{NONE};bias_correction;gptq,bias_correction;equalize,gptq,bias_correction"
+PEER = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ def main() -> None:
         f"{'algorithm':15} {'refinements':42} {'top-1':>6} {'fp32':>6} {'agree':>6} {'SQNR dB':>7} {'s':>6} {'MB':>5}",
         flush=True,
     )
-    for algorithm, refine in product(arguments.algorithms.split(","), arguments.refine.split(";")):
+    rows = list(product(arguments.algorithms.split(","), arguments.refine.split(";")))
+    for algorithm, refine in [*rows, *([(PEER, NONE)] if arguments.peer else [])]:
         row = Row(algorithm, refine, arguments.per_tensor, arguments.weights, arguments.samples)
         seen = in_child(arguments, row)
         print(
@@ -78,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--per-tensor", action="store_true", help="one weight scale per tensor")
     parser.add_argument("--weights", choices=["full", "pair_limited"], default="full")
     parser.add_argument("--samples", type=int, help="judge with the first so many of the evaluation samples")
+    parser.add_argument("--peer", action="store_true", help="add a row of ONNX Runtime's quantize_static")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -105,21 +112,42 @@ def measure(row: Row, recipe_path: Path, model: Path) -> dict[str, float]:
     recipe = load_recipe(recipe_path)
     graph, shapes = load_onnx(model), input_shapes(model)
     samples = recipe.calibration_samples(shapes)
-    rules = [load(name).rules for name in sorted(recipe.targets)]
     before, start = peak(), time.perf_counter()
-    result = quantize_model(
-        graph,
-        samples,
-        rules,
-        algorithm=row.algorithm,
-        refinements=row.refinements,
-        schemes=(row.weights,),  # type: ignore[arg-type]  # one of argparse's choices
-        per_tensor=row.per_tensor,
-    )
+    if row.algorithm == PEER:
+        content = by_peer(model, samples)
+    else:
+        result = quantize_model(
+            graph,
+            samples,
+            [load(name).rules for name in sorted(recipe.targets)],
+            algorithm=row.algorithm,
+            refinements=row.refinements,
+            schemes=(row.weights,),  # type: ignore[arg-type]  # one of argparse's choices
+            per_tensor=row.per_tensor,
+        )
+        content = to_bytes(next(iter(result.models.values())))
     seconds, megabytes = time.perf_counter() - start, peak() - before
-    reference = edgeship.targets.onnxruntime.open_reference(to_bytes(next(iter(result.models.values()))))
+    reference = edgeship.targets.onnxruntime.open_reference(content)
     judged = judge(reference, edgeship.targets.onnxruntime.open_float(to_bytes(graph)), recipe, shapes, row.samples)
     return {**judged, "seconds": seconds, "megabytes": megabytes}
+
+
+def by_peer(model: Path, samples: Any) -> bytes:
+    """The QDQ model that ONNX Runtime's quantize_static makes of the same samples."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    feeds = iter(dict(sample.feeds) for sample in samples)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def get_next(self) -> Any:
+            return next(feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "model.onnx"
+        quantize_static(
+            model, place, Reader(), per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8
+        )
+        return place.read_bytes()
 
 
 def judge(quantized: Any, exact: Any, recipe: Any, shapes: Any, count: int | None) -> dict[str, float]:
