@@ -1,11 +1,12 @@
 # One line per target. `make help` lists them; every target sets up what it needs.
 PYTHON ?= python3
 TARGET ?= all
+VERSION ?= 0.0.0
 RECIPE ?= examples/digits/recipe.toml
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tensorflow deploy test lint types bench clean
+.PHONY: help setup setup-tensorflow deploy release docs test lint types bench clean
 
 help:  ## show this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -16,6 +17,15 @@ setup-tensorflow: .venv/tensorflow.stamp  ## TensorFlow as well: the independent
 
 deploy: .venv/deploy.stamp  ## RECIPE=... to checked artifacts; TARGET=onnxruntime|tflite|all, ARGS="--force ..."
 	$(BIN)/edgeship deploy $(RECIPE) $(patsubst %,--target %,$(filter-out all,$(TARGET))) $(ARGS)
+
+release: .venv/deploy.stamp  ## RECIPE=... VERSION=1.2.0, deployed, verified and packed into dist/ with its report
+	$(BIN)/edgeship deploy $(RECIPE) $(patsubst %,--target %,$(filter-out all,$(TARGET))) --out build/release --set 'release.version="$(VERSION)"' $(ARGS)
+	$(BIN)/edgeship verify build/release/9-release
+	mkdir -p dist && tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C build/release -c 9-release | gzip -n9 > dist/release-$(VERSION).tar.gz
+	cp build/release/report.html dist/report-$(VERSION).html && cp build/release/junit.xml dist/gates-$(VERSION).xml
+
+docs: .venv/dev.stamp  ## the documentation as a site, in build/site; any warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs build/site && echo "open build/site/index.html"
 
 test: .venv/dev.stamp  ## the test suite; ARGS="-k ..."; EDGESHIP_DATA=DIR adds the tests on real models
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
