@@ -123,6 +123,8 @@ def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -
     """
     kept = folder / "unfinished"
     state = process_state()
+    if not state.is_main_process:
+        tell = _silent  # the first process speaks for all
     with tempfile.TemporaryDirectory(dir=_made(folder)) as temporary:
         facts = write_outcome(recipe, section, tuple(recipe.targets), Path(temporary), kept, tell)
         if state.is_main_process:
@@ -132,6 +134,10 @@ def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -
     if state.is_main_process:
         _remove(kept)
     return facts
+
+
+def _silent(_done: int, _total: int, _what: str = "") -> None:
+    """Says nothing."""
 
 
 def _made(folder: Path) -> Path:
