@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,21 @@ def test_another_key_is_refused_even_by_whoever_signs_again(release: Path, keys:
     write_sums(release)
     sign(release, others / "private.pem")
     assert "was made with another key" in [f.rule for f in verify_release(release, keys / "public.pem")]
+
+
+def test_a_release_is_the_same_bytes_from_another_path_on_another_date(
+    released: Path, project: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Path(shutil.copytree(project, tmp_path / "a" / "longer path"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 400 * 86400)
+    result = run("deploy", elsewhere / "recipe.toml", "--out", tmp_path / "out", "--sign", keys / "private.pem")
+    assert result.exit_code == 0, result.output
+    other = tmp_path / "out" / "9-release"
+    assert sorted(path.name for path in other.iterdir()) == FILES
+    differ = [name for name in FILES if (other / name).read_bytes() != (released / name).read_bytes()]
+    assert differ == ["model.sig"]  # ECDSA draws a random number for each signature
+    assert verify_release(other, keys / "public.pem") == []
 
 
 def test_the_private_key_is_nowhere_in_the_run(released: Path, keys: Path) -> None:
