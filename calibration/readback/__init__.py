@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeship.calibration.readback.constants import fold_constants
+from edgeship.calibration.readback.dynamic import write_weight_only
 from edgeship.calibration.readback.integers import carry_real_numbers
 from edgeship.calibration.readback.qoperator import QOPERATORS, write_qdq
 from edgeship.calibration.readback.quantized import PAIR, find_quantized
@@ -21,9 +22,11 @@ AXIS_OPSET, WIDE_OPSET = 13, 21
 SIXTEEN_BITS = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 
 
-def read_back(model: ir.Model) -> ir.Model:
+def read_back(model: ir.Model, *, run_time: bool = False) -> ir.Model:
     """The model as QDQ, its integers as they were; the same object where it has nothing quantized. Nothing is modified.
 
+    `run_time`: layers that quantize their activations at run time as well, which become float layers with quantized
+    weights; the runtime's own kernels for these are to be preferred where it has them.
     Raises UnsupportedError for quantized operators in a form that QDQ does not have.
     """
     if not find_quantized(model):
@@ -31,6 +34,8 @@ def read_back(model: ir.Model) -> ir.Model:
     model = model.clone()
     for graph in model.graphs():
         write_qdq(graph)
+        if run_time:
+            write_weight_only(graph)
         _standardize(graph)
         fold_constants(graph)
         carry_real_numbers(graph)

@@ -57,7 +57,7 @@ def check(model: ir.Model) -> list[Finding]:
 def notes(model: ir.Model) -> list[Finding]:
     """Every node between quantized tensors that is computed in real numbers, with the reason."""
     with _sound_model():
-        graph, findings = lower(read_back(model), Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
+        graph, findings = lower(read_back(model, run_time=True), Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
         if findings or _refusals(graph):
             return []
         _fuse(graph)
@@ -87,7 +87,7 @@ def _sound_model() -> Iterator[None]:
 def _converted(model: ir.Model, options: ConvertOptions) -> Conversion:
     """The written model; what is dynamic in it is proved by writing it for other sizes too."""
     with _sound_model():
-        model = read_back(model)
+        model = read_back(model, run_time=True)
         conversion = Conversion(model, options)
         if conversion.is_dynamic and not conversion.findings:
             twin = Conversion(model, options, twin=True)

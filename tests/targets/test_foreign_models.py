@@ -18,6 +18,7 @@ from onnxruntime import quantization as ortq
 from edgeship.calibration.qdq import output_steps
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.onnxruntime.session import open_reference
+from edgeship.targets.tflite.flatfile import element_types
 from edgeship.targets.tflite.flatfile import load as load_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -164,6 +165,34 @@ def test_asymmetric_weights_are_named_as_what_keeps_a_layer_in_float(tmp_path: P
     notes = [str(note) for note in load("tflite").notes(ir.load(source))]
     assert len([note for note in notes if "zero points" in note and "TFLite's are symmetric" in note]) >= 3, notes
     assert not load("tflite").notes(ir.load(quantized(tmp_path, FORMS["s8s8 per channel"])))
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
+def test_what_is_quantized_at_run_time_keeps_its_weights_in_hybrid_kernels(tmp_path: Path, per_channel: bool) -> None:
+    onnx.save(network(), tmp_path / "float.onnx")
+    kinds = ["MatMul", "Gemm"]
+    options = {"weight_type": ortq.QuantType.QInt8, "per_channel": per_channel, "op_types_to_quantize": kinds}
+    logging.disable(logging.WARNING)
+    try:
+        ortq.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "q.onnx", **options)
+    finally:
+        logging.disable(logging.NOTSET)
+    source = tmp_path / "q.onnx"
+    integers = {"MatMulInteger", "DynamicQuantizeLinear"}
+    assert integers & {node.op_type for node in onnx.load(source).graph.node}
+    artifact = convert(source, "tflite", tmp_path)
+    types = element_types()
+    kinds_held = {types[t.type] for t in load_file(artifact).subgraphs[0].tensors if t.quantization is not None}
+    assert "INT8" in kinds_held
+    feeds = {"x": np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)}
+    exact, theirs, ours = (
+        open_reference(tmp_path / "float.onnx").run(feeds)["y"],
+        open_reference(source).run(feeds)["y"],
+        load("tflite").open(artifact).run(feeds)["y"],
+    )
+    span = float(np.abs(exact).max())
+    assert np.abs(theirs - ours).max() <= 0.02 * span  # both round activations to 8 bits, each for itself
+    assert np.abs(ours - exact).max() <= 0.03 * span
 
 
 def qcdq() -> tuple[onnx.ModelProto, tuple[int, ...]]:

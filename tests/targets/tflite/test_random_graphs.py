@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeship.calibration.errors import EdgeshipError
+from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.qdq import output_steps
+from edgeship.calibration.quantize import quantize_model
 from edgeship.targets.base import ConvertOptions, IoLayout
+from edgeship.targets.onnxruntime import open_float, open_reference
 from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.session import TFLiteSession
 
@@ -356,3 +362,42 @@ def test_random_graphs_compute_what_onnx_runtime_does(seed: int, genes: list[Gen
         seen = TFLiteSession(path).run(feeds)
     for name, values in expected(model, feeds).items():
         np.testing.assert_allclose(seen[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the quantizer sees of the inputs."""
+
+    name: str
+    feeds: dict[str, Array]
+
+
+def quantized(model: onnx.ModelProto) -> ir.Model:
+    """The QDQ form of a float model, calibrated on noise; the example is left when nothing in it can be int8."""
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    samples = [
+        Sample(str(i), {n: np.random.default_rng(i).normal(size=s).astype(np.float32) for n, s in shapes.items()})
+        for i in range(3)
+    ]
+    try:
+        _, qdq = quantize_model(ir.from_proto(model), samples, TARGET.rules, open_float, refinements=())
+    except EdgeshipError:
+        reject()
+    return qdq
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(seed=SEEDS, genes=st.lists(st.tuples(st.sampled_from(sorted(MAKERS)), SEEDS), min_size=1, max_size=3))
+def test_random_int8_graphs_are_within_four_steps_of_their_reference(seed: int, genes: list[Gene]) -> None:
+    qdq = quantized(grown(seed, genes))
+    steps = output_steps(qdq)
+    rng = np.random.default_rng(seed)
+    feeds = {v.name: rng.normal(size=tuple(v.shape)).astype(np.float32) for v in qdq.graph.inputs}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(TARGET.convert(qdq, ConvertOptions()))
+        seen = TFLiteSession(path).run(feeds)
+    for name, values in open_reference(to_bytes(qdq)).run(feeds).items():
+        # An output behind a float operator has no step of its own: a twentieth of its span stands for it.
+        most = 4 * steps[name] if steps[name] else 0.05 * max(1e-3, float(np.abs(values).max(initial=0.0)))
+        assert np.abs(seen[name] - values).max(initial=0.0) <= most * 1.001, name
