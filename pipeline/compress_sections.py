@@ -45,6 +45,8 @@ class Prune(Section):
             raise ValueError("exactly one of ratio, macs, max_bytes and max_latency_ms")
         if self.kind != "structured" and goals != ["ratio"]:
             raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels')
+        if self.kind == "soft" and self.importance != "magnitude":
+            raise ValueError('importance = "magnitude" with kind = "soft", which ranks anew after each epoch')
         if self.kind == "soft" and self.steps != 1:
             raise ValueError('steps = 1 with kind = "soft", which prunes in every epoch')
         if self.kind == "unstructured" and self.importance == "apoz":
@@ -96,3 +98,9 @@ class Compress(Section):
     prune: Prune | None = Field(default=None, description="[compress.prune]; nothing is removed without it")
     distill: Distill | None = Field(default=None, description="[compress.distill]; no teacher without it")
     training: Training = Field(default=Training(), description="[compress.training]: after pruning, or all there is")
+
+    @model_validator(mode="after")
+    def _soft_without_average(self) -> Self:
+        if self.prune is not None and self.prune.kind == "soft" and self.training.ema:
+            raise ValueError('training.ema = 0 with prune.kind = "soft": an average of zeroed channels is not zero')
+        return self

@@ -289,6 +289,8 @@ def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> N
         (["compress.prune.ratio=0.5", "compress.prune.macs=0.5"], "exactly one of ratio, macs"),
         (["compress.prune.kind=soft", "compress.prune.macs=0.5"], 'ratio with kind = "soft"'),
         (["compress.prune.ratio=1.5"], "less than 1"),
+        (["compress.prune.kind=soft", "compress.prune.ratio=0.3", "compress.prune.importance=apoz"], "ranks anew"),
+        (["compress.prune.kind=soft", "compress.prune.ratio=0.3", "compress.training.ema=0.9"], "ema = 0"),
         (["compress.prune.max_latency_ms=1.0", "compress.prune.latency_target=tflight"], "did you mean 'tflite'"),
         (["model.source=model.onnx"], "model.onnx cannot be trained"),
         (["data.loaders=loaders.py:loaders"], "both are set"),
