@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
     PlainValidator,
+    PositiveFloat,
     PositiveInt,
     WithJsonSchema,
     model_validator,
 )
 
 from edgeship.pipeline.section import Section
+from edgeship.pipeline.training_section import Training
 
 if TYPE_CHECKING:
     from edgeship.calibration.overrides import Override
@@ -222,6 +225,25 @@ class Reconstruct(Section):
         return ReconstructOptions(self.positions, self.sweeps, self.memory_mb, self.seed)
 
 
+class Qat(Training):
+    """Quantization-aware training of the quantized graph; the other keys are those of all training."""
+
+    epochs: PositiveInt = Field(default=10, description="passes over the training data")
+    batch_size: PositiveInt = Field(default=10, description="samples of a step, over all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has momentum; adamw ignores it")
+    lr: PositiveFloat = Field(default=1e-5, description="the largest learning rate, reached after the warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="of weights with two or more axes")
+    objective: Literal["distill", "labels"] = Field(
+        default="distill", description="distill: the float model's outputs, no labels needed; labels: the classes"
+    )
+    data: Literal["calibration", "training"] = Field(
+        default="calibration", description="what is trained on: the calibration samples, or data.training"
+    )
+    learn_scales: bool = Field(
+        default=False, description="the scales of weights and activations are trained too (LSQ), within a factor of 4"
+    )
+
+
 class Quantize(Section):
     """How the integers are chosen."""
 
@@ -257,6 +279,7 @@ class Quantize(Section):
     )
     revert: Literal["float", "int16"] = Field(default="float", description="what `max_drop` puts layers back to")
     reconstruct: Reconstruct = Field(default_factory=Reconstruct, description="how layers are reconstructed")
+    qat: Qat | None = Field(default=None, description="trains the quantized graph; without the table nothing does")
     override: tuple[QuantizeOverride, ...] = Field(
         default=(), description="[[quantize.override]] tables; the last that matches a tensor wins"
     )

@@ -9,7 +9,7 @@ of the float weights and biases held here, which are parameters and start as the
 straight-through gradients; pair-limited weights are projected onto the limit in every pass.
 
 Scales may be learnt too (LSQ): activations' zero points stay, so that a folded ReLU stays one, and so do the
-scales that a kernel or the image's pixels dictate. s = s_0 exp(t), so that no step makes a scale negative.
+scales that a kernel or the image's pixels dictate. s = s_0 exp(10 t), so that no step makes a scale negative.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from edgeship.calibration.errors import StageError
 from edgeship.calibration.learned.graph import TorchGraph
 from edgeship.calibration.learned.operators.quantization import quantize_dequantize
 from edgeship.calibration.learned.pairs import from_kernel_rows, kernel_rows, repaired
@@ -40,6 +41,10 @@ from edgeship.calibration.refine.pair_limit import uses_pair_kernel
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
 from edgeship.calibration.weights import quantize_bias
 
+_PACE = 10.0
+"""Optimizers move all numbers alike; weights, of the order of 0.1, change by ten times the share: scales keep pace."""
+_LARGEST = 1e9
+"""No weight or bias of a network that works is larger."""
 _FURTHEST = float(np.log(4.0))
 """A learnt scale stays within a factor of 4 of where it began."""
 
@@ -69,8 +74,9 @@ class _Bias:
 class FakeQuantGraph(nn.Module):
     """The quantized model, to be trained: `forward` computes what the QDQ model does, `plan` gives what was learnt.
 
-    Weights and biases begin as the float model's own, or as what `start` stands for. `learn_scales` makes the scales of
-    weights and activations parameters too, but for the activations in `fixed` and those that share a scale with them.
+    Weights and biases begin as the float model's own, or with `start` "plan" as near to them as gives the plan's
+    integers. `learn_scales` makes the scales of weights and activations parameters too, but for the activations in
+    `fixed` and those that share a scale with them.
     """
 
     def __init__(  # noqa: PLR0913 - three of six are keyword-only options
@@ -117,7 +123,10 @@ class FakeQuantGraph(nn.Module):
         return values
 
     def plan(self) -> QuantPlan:
-        """The plan with weights, biases and scales as they are now."""
+        """The plan with weights, biases and scales as they are now. Raises StageError where one left all bounds."""
+        broken = [n for n, values in self.named_parameters() if not bool((values.detach().abs() < _LARGEST).all())]
+        if broken:
+            raise StageError(f"training left values beyond {_LARGEST:g} in {len(broken)} tensors; try a smaller lr")
         with torch.no_grad():
             activations = self._learnt_activations()
             constants = dict(self._plan.weights)
@@ -154,7 +163,7 @@ class FakeQuantGraph(nn.Module):
             constant = self._plan.weights[key]
             pairs = limited and uses_pair_kernel(layer.node, layer.weights)
             weight = _Weight(key, f"weight_{len(self._weights)}", layer, constant.params.spec, pairs)
-            values = constant.params.dequantize(constant.integers) if from_plan else layer.weights
+            values = _inside(layer.weights, constant) if from_plan else layer.weights
             self._weights[key] = weight
             self.register_parameter(weight.parameter, _parameter(values))
         name = node_key(layer.node)
@@ -198,7 +207,8 @@ class FakeQuantGraph(nn.Module):
         scale = torch.from_numpy(np.array(start)).to(device)
         if name not in self._factors:
             return scale
-        return scale * torch.exp(torch.clamp(self.get_parameter(self._factors[name]), -_FURTHEST, _FURTHEST))
+        factor = _PACE * self.get_parameter(self._factors[name])
+        return scale * torch.exp(torch.clamp(factor, -_FURTHEST, _FURTHEST))
 
     def _fake_weight(self, weight: _Weight) -> Tensor:
         values, scale = self.get_parameter(weight.parameter), self._weight_scale(weight)
@@ -231,6 +241,13 @@ def _along(scale: Tensor, spec: TensorSpec, rank: int) -> Tensor:
     shape = [1] * rank
     shape[spec.axis] = scale.numel()
     return scale.reshape(shape)
+
+
+def _inside(values: Array, constant: QuantizedConstant) -> Array:
+    """The numbers nearest to `values` that round to the constant's integers."""
+    places = constant.params.dequantize(constant.integers)
+    reach = 0.499 * (constant.params.dequantize(np.ones_like(constant.integers)))
+    return np.asarray(np.clip(values, places - reach, places + reach), np.float32)
 
 
 def _parameter(values: Array) -> nn.Parameter:

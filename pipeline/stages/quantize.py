@@ -9,7 +9,7 @@ the rules of all targets of the recipe, whichever of them are built now.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import QuantRules
+    from edgeship.pipeline.quantizing.search import Found
     from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.recipe_sections import Qat
 
 PLAN = "plan.json"
 HISTOGRAMS = "histograms.json"
@@ -96,6 +99,8 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         progress=context.progress,
     )
     found = search(context, model, samples, result)
+    if settings.qat is not None:
+        found = _trained(context, settings.qat, samples, found)
     seen = found.result.calibration
     findings += seen.convergence.findings()
     data = {"findings": to_json(findings), "convergence": seen.convergence.to_json()}
@@ -108,6 +113,23 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         {**{str(scheme): each for scheme, each in found.result.models.items()}, **own.models},
         {PLAN: plan, HISTOGRAMS: histograms, **({MEASURED: measured} if measured else {})},
     )
+
+
+def _trained(context: StageContext, settings: Qat, samples: Samples, found: Found) -> Found:
+    """What was found, with trained models."""
+    from edgeship.pipeline.models import require_training
+
+    require_training()
+    alone = [name for name in sorted(context.recipe.targets) if context.recipe.has_own_form(name)]
+    if alone:
+        raise InputError(
+            f"quantize.qat trains the plan that targets share; {', '.join(alone)} would have a form of its own "
+            "(quantize.scheme, keep_float), which stays untrained: leave one of the two out"
+        )
+    from edgeship.pipeline.compression.qat import train_quantized
+
+    trained = train_quantized(context.recipe, settings, samples, found.result, context.kept, context.progress)
+    return replace(found, result=trained.result, facts={**found.facts, "qat": trained.to_json()})
 
 
 def _rules(recipe: Recipe) -> list[QuantRules]:

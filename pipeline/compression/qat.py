@@ -1,0 +1,174 @@
+"""Returns quantized models that were trained as such: quantization-aware training on the graph that ships.
+
+The quantized graph runs in torch with fake quantization at exactly the plan's points (`calibration/learned`), its
+weights and biases are trained, and what was learnt goes back into the same plan: conversion, parity and gates do not
+know of it.
+
+Without labels the quantized graph learns from the float one, whose outputs t it shall have (s are its own):
+
+    loss = sum over outputs of  |s - t|^2 / |t - mean(t)|^2
+
+one over the signal-to-noise ratio (Kim et al., 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss
+in Knowledge Distillation": logits are better matched than softened).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import InputError
+from edgeship.calibration.learned.fake_quant import FakeQuantGraph
+from edgeship.calibration.learned.graph import TorchGraph
+from edgeship.calibration.operators import value_name
+from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, Batches
+from edgeship.pipeline.compression.classification import Classification
+from edgeship.pipeline.compression.loop import Loss, Run, scores_of, train
+from edgeship.pipeline.compression.metrics import EpochMetrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from edgeship.calibration.quantize import Calibration
+    from edgeship.calibration.samples.data import Samples
+    from edgeship.calibration.types import Array, QuantPlan, WeightScheme
+    from edgeship.pipeline.quantizing.calibrated import Quantized
+    from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.recipe_sections import Qat
+    from edgeship.pipeline.stage import Progress
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The quantized models after training, and how it went by weight scheme."""
+
+    result: Quantized
+    history: Mapping[WeightScheme, list[EpochMetrics]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            scheme: [{"epoch": each.epoch, "step": each.step, "loss": each.loss} for each in epochs]
+            for scheme, epochs in self.history.items()
+        }
+
+
+class Student(nn.Module):
+    """The fake-quantized graph as the training loop wants it: one tensor in, outputs by name out."""
+
+    def __init__(self, graph: FakeQuantGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        outputs: dict[str, Tensor] = self.graph({self.graph.inputs[0]: inputs})
+        return outputs
+
+
+class Likeness:
+    """How far the student's outputs are from the float model's."""
+
+    def __init__(self, teacher: TorchGraph) -> None:
+        self._teacher = teacher
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The noise-to-signal ratio, and the class scores where there are labels to compare them with."""
+        outputs: dict[str, Tensor] = model(batch.inputs)
+        with torch.no_grad():
+            wanted = self._teacher.to(batch.inputs.device)({self._teacher.inputs[0]: batch.inputs})
+        loss = torch.stack([_noise(outputs[name], wanted[name]) for name in self._teacher.outputs]).sum()
+        return loss, None if batch.labels is None else scores_of(outputs)
+
+
+def _noise(values: Tensor, wanted: Tensor) -> Tensor:
+    signal = (wanted - wanted.mean(0, keepdim=True)).square().sum() if len(wanted) > 1 else wanted.square().sum()
+    return (values - wanted).square().sum() / signal.clamp(min=1e-12)
+
+
+def train_quantized(  # noqa: PLR0913, PLR0917 - what, how, on what, from where, and who watches
+    recipe: Recipe, settings: Qat, samples: Samples, result: Quantized, kept: Path, progress: Progress
+) -> Trained:
+    """The models of `result` trained under the recipe's `[quantize.qat]`, each weight scheme by itself.
+
+    A run that was killed goes on from what it left in `kept`. Raises InputError for a model that cannot be trained or
+    data that does not fit, StageError naming the step whose loss is not finite, with the last checkpoint kept.
+    """
+    model = result.calibration.model
+    inputs = [value_name(value) for value in model.graph.inputs if not value.is_initializer()]
+    if len(inputs) != 1:
+        raise InputError(f"quantize.qat trains models with one input; this one has {', '.join(inputs)}")
+    if settings.learn_scales and len(result.plans) > 1:
+        raise InputError(
+            "quantize.qat.learn_scales gives targets with other weights other activation scales, and these must be the "
+            'same everywhere; set quantize.weights = "shared" (or "full"), or learn_scales = false'
+        )
+    data, digest = _data(recipe, settings, samples, kept, progress)
+    plans: dict[WeightScheme, QuantPlan] = {}
+    history: dict[WeightScheme, list[EpochMetrics]] = {}
+    for scheme, plan in result.plans.items():
+        graph = FakeQuantGraph(
+            model, plan, scheme, learn_scales=settings.learn_scales, fixed=_fixed(result.calibration), start="plan"
+        )
+        run = Run(
+            Student(graph),
+            _loss(settings, model),
+            data,
+            settings,
+            kept / f"qat-{scheme}",
+            progress=progress,
+            identity={"plan": plan.digest(), "data": digest},
+        )
+        history[scheme] = train(run)
+        plans[scheme] = graph.plan()
+    models = {scheme: result.calibration.quantized(plan, scheme) for scheme, plan in plans.items()}
+    return Trained(replace(result, plans=plans, models=models), history)
+
+
+def _loss(settings: Qat, model: ir.Model) -> Loss:
+    if settings.objective == "labels":
+        return Classification(settings.label_smoothing)
+    return Likeness(TorchGraph(model))
+
+
+def _fixed(calibration: Calibration) -> set[str]:
+    """The activations whose scale is not the data's: inputs, kernels' own outputs, and pinned ones."""
+    from fnmatch import fnmatchcase
+
+    graph, operators = calibration.model.graph, calibration.rules.operators
+    fixed = {value_name(value) for value in graph.inputs}
+    for node in graph:
+        rule = operators.get(node.op_type)
+        pinned = [each.pattern for each in calibration.overrides if each.range or each.scale is not None]
+        for value in node.outputs:
+            name = value.name or ""
+            if (rule is not None and rule.fixed_output) or any(fnmatchcase(name, pattern) for pattern in pinned):
+                fixed.add(name)
+    return fixed
+
+
+def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress: Progress) -> tuple[Batches, str]:
+    """What is trained on, and what identifies it."""
+    if settings.data == "training":
+        from edgeship.pipeline.compression.training_data import open_training_data
+
+        data = open_training_data(recipe, settings, kept, progress)
+        return data.training, data.digest
+    values: list[Array] = []
+    for done, sample in enumerate(samples, 1):
+        values.extend(sample.feeds.values())
+        progress(done, len(samples), "samples read")
+    channels = values[0].shape[1] if values[0].ndim == 4 else 1
+    mean, std = (np.broadcast_to(each, channels) for each in (recipe.input.mean, recipe.input.std))
+    varied = Augmentation(settings.flip, settings.shift, tuple(float(value) for value in -mean / std))
+    batches = ArrayBatches(
+        np.concatenate(values), samples.labels, settings.batch_size, augmentation=varied, seed=settings.seed
+    )
+    return batches, recipe.data_digest("calibration") or ""

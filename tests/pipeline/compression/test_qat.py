@@ -1,0 +1,245 @@
+"""Quantization-aware training makes the quantized model more like the float one, and nothing but the numbers change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.samples.data import Samples, open_samples
+from edgeship.calibration.saturation import can_clip
+from edgeship.calibration.types import QuantizedConstant, QuantParams
+from edgeship.pipeline.compression.qat import Trained, train_quantized
+from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
+from edgeship.pipeline.recipe import load_recipe
+from edgeship.targets.base import load
+from edgeship.targets.onnxruntime import open_float, open_reference
+
+SHAPE = (3, 12, 12)
+Train = Callable[..., Trained]
+
+
+def images(count: int, seed: int) -> Any:
+    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Samples:
+    np.savez(tmp_path / "data.npz", image=images(40, 0), label=np.arange(40) % 5)
+    return open_samples(tmp_path / "data.npz", shapes={"image": (1, *SHAPE)})
+
+
+@pytest.fixture
+def model(tiny_models: dict[str, bytes]) -> ir.Model:
+    import onnx
+
+    return ir.from_proto(onnx.load_from_string(tiny_models["residual"]))
+
+
+@pytest.fixture
+def quantized(model: ir.Model, samples: Samples) -> Callable[..., Quantized]:
+    def make(*schemes: Any, **more: Any) -> Quantized:
+        rules = [load("onnxruntime").rules]
+        return quantize_model(model, samples, rules, schemes=schemes or ("full",), refinements=(), **more)
+
+    return make
+
+
+@pytest.fixture
+def train(tmp_path: Path, samples: Samples) -> Train:
+    """Trains what is given under `[quantize.qat]` with the given lines."""
+
+    def run(result: Quantized, table: str, kept: str = "kept", progress: Any = lambda *_: None) -> Trained:
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(
+            'name = "tiny"\n[model]\nsource = "m.onnx"\n[data]\ncalibration = "data.npz"\n'
+            f"[quantize.qat]\n{table}\n[targets.onnxruntime]\n"
+        )
+        loaded = load_recipe(recipe)
+        assert loaded.quantize.qat is not None
+        return train_quantized(loaded, loaded.quantize.qat, samples, result, tmp_path / kept, progress)
+
+    return run
+
+
+def noise(model: ir.Model, quantized: ir.Model) -> float:
+    """The squared error of the quantized model's outputs on samples that nothing has seen."""
+    exact, rounded = open_float(to_bytes(model)), open_reference(to_bytes(quantized))
+    errors = [
+        exact.run({"image": x[np.newaxis]})["logits"] - rounded.run({"image": x[np.newaxis]})["logits"]
+        for x in images(60, 7)
+    ]
+    return float(np.square(errors).mean())
+
+
+def test_without_labels_the_model_gets_closer_to_the_float_one(
+    model: ir.Model, quantized: Callable[..., Quantized], train: Train
+) -> None:
+    before = coarser(quantized(), weights=12)
+    after = train(before, "epochs = 8\nlr = 1e-3").result
+    assert noise(model, after.models["full"]) < 0.6 * noise(model, before.models["full"])
+    assert before.plan.int8_nodes == after.plan.int8_nodes
+    activations = after.plan.activations
+    assert all(activations[name].same_as(params) for name, params in before.plan.activations.items())
+
+
+def test_scales_that_fit_badly_are_learnt_but_for_those_of_inputs(
+    model: ir.Model, quantized: Callable[..., Quantized], train: Train
+) -> None:
+    before = coarser(quantized(), activations=3)
+    after = train(before, "epochs = 10\nlr = 1e-3\nlearn_scales = true").result
+    assert noise(model, after.models["full"]) < 0.7 * noise(model, before.models["full"])
+    activations = after.plan.activations
+    assert activations["image"].same_as(before.plan.activations["image"])
+    assert float(activations["logits"].scale) < 0.9 * float(before.plan.activations["logits"].scale)
+
+
+def coarser(result: Quantized, weights: float = 1, activations: float = 1) -> Quantized:
+    """The same with scales that are so many times too large; those of inputs stay."""
+
+    def larger(params: QuantParams, factor: float) -> QuantParams:
+        return QuantParams(params.scale * np.float32(factor), params.zero_point, params.spec)
+
+    plan = result.plan
+    made: dict[int, QuantParams] = {}
+    scaled = {
+        name: params if name == "image" else made.setdefault(id(params), larger(params, activations))
+        for name, params in plan.activations.items()
+    }
+    constants = {}
+    for name, constant in plan.weights.items():
+        params = larger(constant.params, weights)
+        constants[name] = QuantizedConstant(params, params.quantize(constant.params.dequantize(constant.integers)))
+    worse = replace(plan, activations=scaled, weights=constants)
+    return replace(result, plans={"full": worse}, models={"full": result.calibration.quantized(worse)})
+
+
+def test_each_weight_scheme_is_trained_and_limited_pairs_stay_limited(
+    quantized: Callable[..., Quantized], train: Train
+) -> None:
+    before = quantized("full", "pair_limited")
+    trained = train(before, "epochs = 2\nlr = 1e-2")
+    assert list(trained.history) == ["full", "pair_limited"]
+    assert not can_clip(trained.result.models["pair_limited"])
+    assert can_clip(trained.result.models["full"])
+    plans = trained.result.plans
+    assert all(plans["full"].activations[n].same_as(p) for n, p in plans["pair_limited"].activations.items())
+
+
+def test_labels_are_learnt_where_they_are_asked_for(quantized: Callable[..., Quantized], train: Train) -> None:
+    history = train(quantized(), 'epochs = 10\nlr = 1e-2\nobjective = "labels"').history["full"]
+    assert history[-1].loss < history[0].loss
+    assert (history[-1].top1 or 0) > (history[0].top1 or 100)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_integers(
+    quantized: Callable[..., Quantized], train: Train
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, _total: int, what: str) -> None:
+        if done == 7 and "steps" in what:
+            raise KilledError
+
+    table = "epochs = 3\nlr = 1e-3\nflip = true\nshift = 2"
+    whole = train(quantized(), table, "whole").result.plan.digest()
+    with pytest.raises(KilledError):
+        train(quantized(), table, "killed", kill)
+    steps: list[int] = []
+    resumed = train(quantized(), table, "killed", lambda done, _, what: steps.append(done) if "steps" in what else None)
+    assert steps[0] > 1
+    assert resumed.result.plan.digest() == whole
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_state(
+    quantized: Callable[..., Quantized], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeship.pipeline.compression import qat
+
+    calls = []
+
+    def sometimes(values: Any, wanted: Any) -> Any:
+        calls.append(1)
+        return (values - wanted).square().sum() * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(qat, "_noise", sometimes)
+    with pytest.raises(StageError, match=r"the loss is nan at step 6 .*epoch 1 is kept"):
+        train(quantized(), "epochs = 4")
+    assert (tmp_path / "kept" / "qat-full" / "checkpoint.pt").exists()
+
+
+def test_weights_that_left_all_bounds_are_refused(quantized: Callable[..., Quantized], train: Train) -> None:
+    with pytest.raises(StageError, match="smaller lr"):
+        train(quantized(), "epochs = 4\nlr = 1e30")
+
+
+def test_scales_cannot_be_learnt_for_each_scheme_on_its_own(quantized: Callable[..., Quantized], train: Train) -> None:
+    with pytest.raises(InputError, match="shared"):
+        train(quantized("full", "pair_limited"), "learn_scales = true")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("epochs = 0", "greater than 0"), ('objective = "guess"', "distill"), ("rate = 1", "rate"), ("lr = -1.0", "lr")],
+)
+def test_wrong_keys_and_values_are_named(tmp_path: Path, line: str, said: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'name = "t"\n[model]\nsource = "m.onnx"\n[quantize.qat]\n{line}\n[targets.onnxruntime]\n')
+    with pytest.raises(InputError, match=said):
+        load_recipe(recipe)
+
+
+def test_the_stage_writes_the_trained_model_and_how_it_went(
+    tmp_path: Path, tiny_models: dict[str, bytes], samples: Samples
+) -> None:
+    from edgeship.pipeline.stage import StageContext
+    from edgeship.pipeline.stages.quantize import STAGE
+
+    assert len(samples) == 40  # data.npz is there
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "tiny"\n[model]\nsource = "m.onnx"\n[data]\ncalibration = "data.npz"\n'
+        "[quantize.qat]\nepochs = 2\n[targets.onnxruntime]\n"
+    )
+    simplified, folder = tmp_path / "3-simplify", tmp_path / "4-quantize"
+    simplified.mkdir()
+    folder.mkdir()
+    (simplified / "model.onnx").write_bytes(tiny_models["residual"])
+    loaded = load_recipe(recipe)
+    context = StageContext(
+        loaded, tuple(loaded.targets), {"simplify": simplified}, folder, lambda *_: None, kept=tmp_path / "kept"
+    )
+    STAGE.run(context)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [epoch["epoch"] for epoch in plan["qat"]["pair_limited"]] == [1, 2]
+    assert ir.load(folder / "pair_limited.onnx").metadata_props["edgeship.plan"] == plan["digests"]["pair_limited"]
+
+
+def test_a_target_with_a_form_of_its_own_is_refused(
+    tmp_path: Path, tiny_models: dict[str, bytes], samples: Samples
+) -> None:
+    from edgeship.pipeline.stage import StageContext
+    from edgeship.pipeline.stages.quantize import STAGE
+
+    assert len(samples) == 40  # data.npz is there
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "tiny"\n[model]\nsource = "m.onnx"\n[data]\ncalibration = "data.npz"\n'
+        '[quantize]\nscheme = "auto"\n[quantize.qat]\nepochs = 2\n[targets.onnxruntime]\n'
+    )
+    (tmp_path / "3-simplify").mkdir()
+    (tmp_path / "3-simplify" / "model.onnx").write_bytes(tiny_models["residual"])
+    loaded = load_recipe(recipe)
+    inputs = {"simplify": tmp_path / "3-simplify"}
+    context = StageContext(loaded, tuple(loaded.targets), inputs, tmp_path, lambda *_: None, kept=tmp_path / "kept")
+    with pytest.raises(InputError, match="form of its own"):
+        STAGE.run(context)
