@@ -266,6 +266,9 @@ class Quantize(Section):
         default=("gptq", "bias_correction"),
         description="the refinements: files of edgeship.calibration.refine; [] for none",
     )
+    fixes: tuple[Literal["float_outputs", "float_concats", "wide_activations"], ...] = Field(
+        default=(), description="fixes of the structure that are accepted: what the findings on it propose"
+    )
     scheme: Literal["default", "auto"] = Field(
         default="default",
         description="auto: for each target the fastest form on this machine that meets the gates: how weights are "

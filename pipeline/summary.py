@@ -168,7 +168,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a person should know before shipping."""
     quantization = report.get("quantization", {})
     lines = [
-        f"{note['where']}: {note['rule']}{': ' + note['seen'] if note['seen'] else ''}"
+        f"{note['where']}: {note['rule']}{': ' + note['seen'] if note['seen'] else ''}{_cure(part, note)}"
         for part in ("data", "structure")
         for note in quantization.get(part, {}).get("findings", [])
     ]
@@ -189,6 +189,11 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         if facts.get("latency", {}).get("noisy"):
             lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
     return lines
+
+
+def _cure(part: str, note: Mapping[str, Any]) -> str:
+    """What a person can do about a finding on the structure."""
+    return f"; accepted: {note['accepted']}" if part == "structure" and note["accepted"] else ""
 
 
 def size(count: int) -> str:

@@ -80,10 +80,12 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     from edgeship.pipeline.quantizing.data import calibration_samples
     from edgeship.pipeline.quantizing.own_form import own_forms
     from edgeship.pipeline.quantizing.search import search
+    from edgeship.pipeline.quantizing.structure import with_fixes
 
     recipe, settings = context.recipe, context.recipe.quantize
     samples, findings = calibration_samples(recipe, path, model)
-    if settings.max_drop is not None and settings.revert == "int16":
+    reverts_to_wide = settings.max_drop is not None and settings.revert == "int16"
+    if reverts_to_wide or "wide_activations" in settings.fixes:
         model = with_wide_integers(model)
     result = quantize_model(
         model,
@@ -98,6 +100,7 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         options={"reconstruct": settings.reconstruct.as_options()},
         progress=context.progress,
     )
+    result, structure = with_fixes(result, samples, settings.fixes)
     found = search(context, model, samples, result)
     if settings.qat is not None:
         found = _trained(context, settings.qat, samples, found)
@@ -107,7 +110,7 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     plan = {"mode": settings.mode, **describe(found.result), "findings": [str(f) for f in findings], "data": data}
     histograms = {name: each.to_json() for name, each in seen.silhouettes.items()}
     own = own_forms(context, model, seen)
-    plan |= {**found.facts, **own.facts, "digests": {**plan["digests"], **own.digests}}
+    plan |= {**found.facts, **own.facts, "structure": structure, "digests": {**plan["digests"], **own.digests}}
     measured = {**found.measured, **own.measured}
     return _Made(
         {**{str(scheme): each for scheme, each in found.result.models.items()}, **own.models},

@@ -1,0 +1,49 @@
+"""Returns what in a model's structure int8 suffers from, and the model with the fixes that the recipe accepts."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeship.pipeline.quantizing.calibrated import Quantized, planned
+
+if TYPE_CHECKING:
+    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.samples.data import Samples
+    from edgeship.calibration.structure import Trouble
+
+LOOKED_AT = 8
+"""Samples that the outputs' channels are looked at on."""
+
+
+def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> tuple[Quantized, Mapping[str, Any]]:
+    """The quantized models with the `accepted` fixes, and what plan.json says of the structure."""
+    from edgeship.calibration.collect import observe
+    from edgeship.calibration.samples.checks import to_json
+    from edgeship.calibration.structure import ChannelSpans, troubles
+    from edgeship.targets.onnxruntime import open_float
+
+    seen = result.calibration
+    outputs = {str(value.name): ChannelSpans() for value in seen.model.graph.outputs}
+    statistics = {name: [spans] for name, spans in outputs.items()}
+    observe(seen.model, samples.take(min(LOOKED_AT, len(samples))), statistics, open_float)
+    found = troubles(seen.model, result.plan, seen.observers, outputs)
+    fixed = [trouble for trouble in found if trouble.fix in accepted]
+    if fixed:
+        result = planned(
+            seen.with_overrides([wish for trouble in fixed for wish in _overrides(trouble)]), tuple(result.plans)
+        )
+    left = [trouble.finding for trouble in found if trouble.fix not in accepted]
+    return result, {
+        "findings": to_json(left),
+        "fixed": [{"fix": trouble.fix, "nodes": list(trouble.nodes)} for trouble in fixed],
+    }
+
+
+def _overrides(trouble: Trouble) -> list[Override]:
+    from edgeship.calibration.overrides import Override
+
+    reason = f"quantize.fixes accepts {trouble.fix}"
+    wide = trouble.fix == "wide_activations"
+    return [Override(glob.escape(node), stays_float=not wide, wide=wide, reason=reason) for node in trouble.nodes]

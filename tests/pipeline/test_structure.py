@@ -1,0 +1,82 @@
+"""A fix that the recipe accepts is made, and what was not accepted stays a note."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeship.pipeline.cli import cli
+
+RECIPE = """
+name = "tiny"
+[model]
+source = "model.onnx"
+[data]
+calibration = "tiny.npz"
+[quantize]
+fixes = [{fixes}]
+[targets.onnxruntime]
+"""
+
+
+@pytest.fixture
+def silu(tmp_path: Path) -> Path:
+    """A folder with a net of two convolutions and a SiLU between them, and data for it."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.normal(size=(3, 3, 3, 3)).astype(np.float32), name) for name in ("w", "v")]
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["h"], name="first", pads=[1] * 4),
+        helper.make_node("Sigmoid", ["h"], ["s"], name="gate"),
+        helper.make_node("Mul", ["h", "s"], ["g"], name="product"),
+        helper.make_node("Conv", ["g", "v"], ["y"], name="second", pads=[1] * 4),
+    ]
+    shape = [1, 3, 8, 8]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("image", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, shape)], weights
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    np.savez(tmp_path / "tiny.npz", image=rng.normal(size=(8, 3, 8, 8)).astype(np.float32))
+    return tmp_path
+
+
+def deploy(folder: Path, fixes: str) -> tuple[Result, Any]:
+    (folder / "recipe.toml").write_text(RECIPE.format(fixes=fixes))
+    arguments = ["deploy", str(folder / "recipe.toml"), "--out", str(folder / "run"), "--to", "quantize"]
+    result = CliRunner().invoke(cli, arguments)
+    path = folder / "run/4-quantize/plan.json"
+    return result, json.loads(path.read_text()) if path.is_file() else None
+
+
+def test_what_is_not_accepted_is_a_note_with_its_fix(silu: Path) -> None:
+    result, plan = deploy(silu, "")
+    assert result.exit_code == 0, result.output
+    (finding,) = plan["structure"]["findings"]
+    assert finding["severity"] == "note"
+    assert 'accepted: quantize.fixes = ["wide_activations"]' in result.output
+    assert plan["int16_nodes"] == []
+
+
+def test_what_is_accepted_is_done(silu: Path) -> None:
+    result, plan = deploy(silu, '"wide_activations"')
+    assert result.exit_code == 0, result.output
+    assert plan["structure"] == {"findings": [], "fixed": [{"fix": "wide_activations", "nodes": ["gate", "product"]}]}
+    assert plan["int16_nodes"] == ["gate", "product"]
+
+
+def test_an_unknown_fix_lists_those_there_are(silu: Path) -> None:
+    result, _ = deploy(silu, '"wide"')
+    assert result.exit_code == 2
+    assert (
+        "quantize.fixes.0: seen \"wide\"; accepted: 'float_outputs', 'float_concats' or 'wide_activations'"
+        in result.output
+    )
