@@ -24,6 +24,7 @@ from edgeship.pipeline.simplification.padding import padding_rules
 from edgeship.pipeline.simplification.pooling import pooling_rules
 from edgeship.pipeline.simplification.reshaping import reshaping_rules
 from edgeship.pipeline.simplification.softmax import softmax_rules
+from edgeship.pipeline.simplification.unit_length import unit_length_rules
 
 _ROUNDS = 50
 _FOLDED_ELEMENTS = 1 << 24
@@ -48,6 +49,7 @@ def _phases() -> tuple[Sequence[RewriteRule], ...]:
         *pooling_rules(),
         *reshaping_rules(),
         *softmax_rules(),
+        *unit_length_rules(),
     ]
     return general, alone_rules()
 

@@ -39,8 +39,11 @@ def quant_params(scale: Array, zero: Array | None, dtype: ir.DataType, axis: int
     shift = 0 if signed else 128
     if scale.size == 1:
         scale = scale.reshape(())
-    points = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64).reshape(scale.shape)
+    if zero is None or not zero.any():
+        points: Array = np.broadcast_to(np.int64(0), scale.shape)  # takes no memory
+    else:
+        points = zero.astype(np.int64).reshape(scale.shape)
     spec = TensorSpec(bits=bits, signed=True, axis=axis if scale.ndim else None)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise Unsupported("scales must be finite and positive", f"the smallest is {scale.min()}")
-    return QuantParams(scale, points - shift, spec), shift
+    return QuantParams(scale, points - shift if shift else points, spec), shift

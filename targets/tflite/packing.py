@@ -6,6 +6,7 @@ constants follow, each on a multiple of 16 bytes (`force_align` of the schema), 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections.abc import Sequence
@@ -105,10 +106,10 @@ class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # has no type
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self.written: dict[tuple[str, bytes], Any] = {}
+        self.written: dict[bytes, Any] = {}
 
     def CreateNumpyVector(self, x: Array) -> Any:  # noqa: N802 - flatbuffers' name
-        key = (x.dtype.str, x.tobytes())
+        key = hashlib.sha256(x.dtype.str.encode() + x.tobytes()).digest()
         if key not in self.written:
             self.written[key] = super().CreateNumpyVector(x)
         return self.written[key]

@@ -490,6 +490,19 @@ def test_a_layer_normalization_in_parts_becomes_one_operator(square: str, affine
     assert "LayerNormalization" not in simplified(across)
 
 
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-3])
+def test_a_division_by_the_length_becomes_one_operator_where_epsilon_cannot_matter(epsilon: float) -> None:
+    nodes = [
+        node("ReduceL2", "x axes", "l", keepdims=1),
+        node("Clip", "l epsilon", "m"),
+        node("Expand", "m sizes", "e"),
+        node("Div", "x e", "y"),
+    ]
+    constants = {"axes": np.array([-1]), "epsilon": np.float32(epsilon), "sizes": np.array(IMAGE)}
+    after = simplified(build(nodes, **constants))
+    assert (after == {"LpNormalization": 1}) == (epsilon == 1e-12)
+
+
 def test_a_product_with_a_hard_sigmoid_becomes_a_hard_swish_where_the_slope_is_a_sixth() -> None:
     for alpha, after in ((1 / 6, {"HardSwish": 1}), (0.2, {"HardSigmoid": 1, "Mul": 1})):
         nodes = [node("HardSigmoid", "x", "h", alpha=alpha, beta=0.5), node("Mul", "h x", "y")]

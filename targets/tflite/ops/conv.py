@@ -117,7 +117,7 @@ def bias(emit: Emit, index: int, channels: int, weights: Operand, start: int | N
         return emit.constant("bias", np.zeros(channels, np.float32))
     scale = np.float32(x.scale) * weights.quant.scale
     spec = WIDE_BIAS if emit.node.is_wide else BIAS
-    quant = QuantParams(scale, np.zeros(scale.shape, np.int64), replace(spec, axis=0 if scale.ndim else None))
+    quant = QuantParams(scale, np.broadcast_to(np.int64(0), scale.shape), replace(spec, axis=0 if scale.ndim else None))
     integers = np.zeros(channels, spec.dtype) if tensor is None else bias_integers(tensor, quant)
     return emit.constant("bias", integers, quant)
 
