@@ -69,7 +69,7 @@ SEGMENTATION = (
 )
 MODELS = CLASSIFICATION + SEGMENTATION
 CONVOLUTIONAL = tuple(name for name in MODELS if name not in ("maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"))
-"""Networks without attention: no TRANSPOSE belongs into their artifact, and every layer of them has an int8 kernel."""
+"""Networks without attention: every layer of them has an int8 kernel."""
 CHANNEL_SHUFFLES = {"shufflenet_v2_x1_0": 16}
 """Transposes that are what a network computes: a TRANSPOSE over the split channels is the fastest form there is (GATHER
 and PACK over channels take 4 to 12 times as long in LiteRT).

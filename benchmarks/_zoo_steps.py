@@ -99,6 +99,7 @@ def convert(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
         "overhead": size / needed - 1,
         "over_weights": size / weights - 1,
         "operators": _operators(path) if path.suffix == ".tflite" else {},
+        "onnx_transposes": sum(node.op_type == "Transpose" for node in ir.load(source).graph),
         "integer_share": share.share,
         "float_layers": list(share.float_layers),
     }

@@ -63,9 +63,7 @@ class Row:
             step = f"convert {kind}"
             found[f"{kind} overhead"] = self._below(step, "overhead", OVERHEAD)
             found[f"{kind} memory"] = self._below(step, "peak_ratio", PEAK_RATIO)
-            if convolutional:
-                shuffles = torchvision_models.CHANNEL_SHUFFLES.get(self.model, 0)
-                found[f"{kind} no TRANSPOSE"] = step in self.facts and (transposes(self, kind) or 0) <= shuffles
+            found[f"{kind} TRANSPOSE"] = step in self.facts and (transposes(self, kind) or 0) <= fewest(self, kind)
         found["fp32 values"] = self._below("compare fp32", "relative", FLOAT_RELATIVE)
         if int8:
             own = self.get("compare int8", "own_steps") or 0.0
@@ -95,6 +93,16 @@ def transposes(row: Row, kind: str) -> int | None:
     """TRANSPOSE operators of the artifact; None when there is none."""
     operators = row.get(f"convert {kind}", "operators")
     return None if operators is None else int(operators.get("TRANSPOSE", 0))
+
+
+def fewest(row: Row, kind: str) -> int:
+    """Transposes that the network itself needs: those of its channel shuffles, and two for every attention.
+
+    Heads become a stack of matrices before attention's two products, and features again after them.
+    """
+    shuffles = torchvision_models.CHANNEL_SHUFFLES.get(row.model, 0)
+    attentions = 0 if row.model in torchvision_models.CONVOLUTIONAL else 2
+    return shuffles + attentions * int((row.get(f"convert {kind}", "operators") or {}).get("SOFTMAX", 0))
 
 
 @dataclass
@@ -206,6 +214,10 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
     for demand, missed in demands.items():
         failing = f"   not: {', '.join(missed)}" if missed else ""
         print(f"{demand:20} {asked[demand] - len(missed):3d} of {asked[demand]:3d}{failing}")
+    moving = [(row, ours) for row in rows if (ours := transposes(row, "fp32"))]
+    for row, ours in moving:
+        theirs = row.get("convert fp32", "onnx_transposes")
+        print(f"{row.model}: {ours} TRANSPOSE; the network needs {fewest(row, 'fp32')}, its ONNX graph has {theirs}")
     for kind in ("fp32", "int8") if int8 else ("fp32",):
         seconds = [value for row in rows if (value := row.get(f"convert {kind}", "seconds")) is not None]
         processor = [value for row in rows if (value := row.get(f"convert {kind}", "cpu_seconds")) is not None]
