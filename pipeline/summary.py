@@ -56,6 +56,8 @@ def _headline(report: Mapping[str, Any]) -> str:
         facts.append(f"{model['parameters']:,} parameters")
     if model.get("macs"):
         facts.append(f"{model['macs'] / 1e6:,.1f} M multiply-accumulates")
+    if report.get("device", "host") != "host":
+        facts.append(f"parity and latency on {report['device']}")
     return "  ".join(facts)
 
 
