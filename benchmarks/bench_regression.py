@@ -3,9 +3,9 @@
     python benchmarks/bench_regression.py [--runs 10] [--no-load] [--keep RUNS.json]
 
 1. Spread: the digits example is benchmarked RUNS times as `deploy` does (all artifacts and the reference workload in
-   turns) while other processes of ours use the cores on and off (--no-load: without them). Told for each runtime: int8's
-   speed-up over fp32 in each run, their spread (standard deviation in percent of the mean), beside the spread of the
-   ratio of plain medians over all times, which is what one gets without rounds.
+   turns) while other processes of ours use the cores on and off (--no-load: without them). Told for each runtime: the
+   speed-up of int8 over fp32 in each run, their spread (standard deviation in percent of the mean), beside the spread
+   of the ratio of plain medians over all times, which is what one gets without rounds.
 2. The gate, on the very times of 1: of each of 50 pairs of runs one is the baseline and the other the build. Unchanged,
    an alarm is false; with the build's times 10 % longer, no alarm is a miss. The limit is 5 %.
 3. The gate with a model that really is slower: the float model with more work added, against a baseline of the float
@@ -35,7 +35,7 @@ from onnx import helper, numpy_helper
 from edgeship.pipeline.artifacts import artifact_path
 from edgeship.pipeline.benchmark.baseline import Baseline
 from edgeship.pipeline.benchmark.measure import Schedule, measure
-from edgeship.pipeline.benchmark.statistics import Measurement, ratio
+from edgeship.pipeline.benchmark.statistics import Measurement, Ratio, ratio
 from edgeship.pipeline.devices.worker import REFERENCE, Subject
 
 RECIPE = Path(__file__).parents[1] / "examples" / "digits" / "recipe.toml"
@@ -124,8 +124,8 @@ def _spread(values: Sequence[float]) -> float:
     return float(100 * np.std(values, ddof=1) / np.mean(values))
 
 
-def _half(found: Sequence[object]) -> float:
-    return float(np.mean([50 * (one.high - one.low) / one.value for one in found]))  # type: ignore[attr-defined]  # Ratio
+def _half(found: Sequence[Ratio]) -> float:
+    return float(np.mean([50 * (one.interval[1] - one.interval[0]) / one.value for one in found if one.interval]))
 
 
 def tell_gate(runs: Sequence[Sequence[Measurement]]) -> None:
@@ -133,7 +133,7 @@ def tell_gate(runs: Sequence[Sequence[Measurement]]) -> None:
     chosen = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))[:SIMULATED]]
     for place, name in enumerate(TARGETS):
         for kind, subject in (("fp32", 1 + 2 * place), ("int8", 2 + 2 * place)):
-            decisions = {1.0: [], CHANGE: []}  # type: dict[float, list[str]]
+            decisions: dict[float, list[str]] = {1.0: [], CHANGE: []}
             for then, now in chosen:
                 baseline = Baseline({"m": runs[then][subject]}, runs[then][0], runs[then][0].machine)
                 for factor, taken in decisions.items():

@@ -140,7 +140,7 @@ def test_an_unset_environment_variable_says_how_to_set_it(tmp_path: Path, monkey
         ("benchmark.runs=0", "benchmark.runs: seen 0; accepted: greater than 0"),
         ("benchmark.sweep=[0]", "benchmark.sweep.0: seen 0; accepted: greater than 0"),
         ("device=bord", 'device: seen "bord"; accepted: host, ssh://[user@]host[:port], adb:SERIAL'),
-        ("devices.pi.url=pi@board", 'devices.pi.url: seen "pi@board"; accepted: host, ssh://[user@]host[:port] or adb:'),
+        ("devices.pi.url=pi@board", 'devices.pi.url: seen "pi@board"; accepted: host, ssh://[user@]host[:port] or'),
         ("devices.pi.pyton=x", "devices.pi.pyton: unknown key; did you mean 'python'?"),
         ("name=3", "name: seen 3; accepted: at most 100 letters"),
         ("name=../up", 'name: seen "../up"'),
