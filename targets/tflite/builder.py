@@ -139,6 +139,11 @@ class Builder:
         return len(self._operators)
 
     @property
+    def size(self) -> int:
+        """The bytes of the constants so far."""
+        return sum(content.nbytes for content in self._contents)
+
+    @property
     def written(self) -> list[tuple[Any, ...]]:
         """Each operator as values that are equal where operators do the same; shapes do not count."""
         return [

@@ -44,6 +44,8 @@ from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.quantization import left_in_float, settle
 
 REFUSED = "the model cannot become TFLite:"
+WORTH_COLLECTING = 1 << 20
+"""Bytes of constants from which on freeing the model is worth a collection, which takes as long as the process has objects."""
 
 
 def check(model: ir.Model) -> list[Finding]:
@@ -218,7 +220,8 @@ class Conversion:
             inputs, outputs = ([each.standard() for each in borders] for borders in (self.inputs, self.outputs))
             stored[standard_metadata.NAME] = standard_metadata.describe(inputs, outputs, facts)
         del self.graph, self.plan, self.writer
-        gc.collect()  # a model is full of cycles; what nobody holds now makes room for the file
+        if self.builder.size >= WORTH_COLLECTING:
+            gc.collect()  # a model is full of cycles; what nobody holds now makes room for the file
         with _sound_model():
             content = self.builder.finish(signature, stored)
         return standard_metadata.with_labels(content, standard_metadata.labels_of(facts))
