@@ -170,7 +170,7 @@ class Compressor:
         model: nn.Module = self._result.model
         distill = self._section.distill
         if distill is not None and self._teacher is not None:
-            model = tap(model, self._teacher, distill, self._example)
+            model = tap(model, self._teacher, distill, self._example, settings.seed)
         identity = {"data": self._data.digest}
         hooks = [_OnStudent(hook) for hook in hooks]
         run = Run(model, self._loss, self._data.training, settings, self._folder / name, hooks=hooks, identity=identity)

@@ -12,6 +12,7 @@ s, t: scores; f: features (n, channels, height, width), those of the larger map 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Distill
-from edgeship.pipeline.compression.batches import ArrayBatches, Batch
+from edgeship.pipeline.compression.batches import ArrayBatches, Batch, generator_for
 from edgeship.pipeline.compression.classification import cross_entropy
 from edgeship.pipeline.compression.loop import scores_of
 from edgeship.pipeline.compression.teacher import Teacher, TorchTeacher
@@ -144,7 +145,7 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(one, size), F.adaptive_avg_pool2d(other, size)
 
 
-def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor) -> nn.Module:
+def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor, seed: int = 0) -> nn.Module:
     """The student itself, or one with taps where features are matched.
 
     Raises InputError for a layer that neither model has, features that are no maps, or a teacher without layers.
@@ -168,5 +169,11 @@ def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor
             if not isinstance(feature, Tensor) or feature.dim() != 4:
                 raise InputError(f"distill.layers: {name!r} of the {who} gives no feature maps [n, channels, h, w]")
             shapes.append(feature.shape)
-        adapters.append(nn.Conv2d(shapes[0][1], shapes[1][1], 1, bias=False))
+        adapters.append(_adapter(shapes[0][1], shapes[1][1], generator_for(seed, len(adapters))))
     return Tapped(student, [pair[0] for pair in settings.layers], adapters if settings.features == "hint" else ())
+
+
+def _adapter(source: int, goal: int, generator: torch.Generator) -> nn.Conv2d:
+    convolution = nn.Conv2d(source, goal, 1, bias=False)
+    nn.init.kaiming_uniform_(convolution.weight, a=math.sqrt(5), generator=generator)  # Conv2d's own, but seeded
+    return convolution

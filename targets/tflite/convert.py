@@ -45,7 +45,7 @@ from edgeship.targets.tflite.quantization import left_in_float, settle
 
 REFUSED = "the model cannot become TFLite:"
 WORTH_COLLECTING = 1 << 20
-"""Bytes of constants from which on freeing the model is worth a collection, which takes as long as the process has objects."""
+"""Bytes of constants from which on a collection pays: it takes the longer the more objects the process has."""
 
 
 def check(model: ir.Model) -> list[Finding]:

@@ -85,6 +85,16 @@ def test_a_student_without_labels_comes_to_agree_with_its_teacher(
     assert float(loss(student, batch)[0].detach()) < 0.6 * before
 
 
+def test_the_convolutions_between_features_depend_on_the_seed_alone(make_net: Make) -> None:
+    settings = Distill(teacher=SOURCE, features="hint", layers=(("0", "0"), ("4", "4")))
+    first, same, other = (tap(make_net(), TorchTeacher(make_net()), settings, EXAMPLE, seed) for seed in (1, 1, 2))
+    assert isinstance(first, Tapped)
+    assert isinstance(same, Tapped)
+    assert isinstance(other, Tapped)
+    assert torch.equal(first.adapters[0].weight, same.adapters[0].weight)
+    assert not torch.equal(first.adapters[0].weight, other.adapters[0].weight)
+
+
 @pytest.mark.parametrize("features", ["attention", "hint"])
 def test_features_are_matched_and_their_weights_trained(
     features: Any, make_net: Make, striped: Make, tmp_path: Path
@@ -104,8 +114,8 @@ def test_features_are_matched_and_their_weights_trained(
             return float(with_features(tapped.eval(), batch)[0] - without(tapped.eval(), batch)[0])
 
     before = distance()
-    train(Run(tapped, with_features, data, Training(epochs=3, batch_size=16, lr=0.01), tmp_path))
-    assert distance() < 0.9 * before
+    train(Run(tapped, with_features, data, Training(epochs=8, batch_size=16, lr=0.02), tmp_path))
+    assert distance() < 0.7 * before
     assert not torch.equal(first, student[0].weight)
 
 
