@@ -157,7 +157,7 @@ def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor
             f'distill.features = "{settings.features}" looks inside the teacher; accepted: a PyTorch teacher, '
             'or features = "none"'
         )
-    adapters = []
+    adapters: list[nn.Conv2d] = []
     models = {"student": student, "teacher": teacher.module}
     for pair in settings.layers:
         shapes = []
