@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 REPORT = "report.json"
-QUANTIZATION = ("mode", "algorithm", "refinements", "samples", "data", "structure", "sensitivity", "mixed", "scheme")
+QUANTIZATION = (
+    "mode",
+    "algorithm",
+    "refinements",
+    "samples",
+    "data",
+    "structure",
+    "sensitivity",
+    "mixed",
+    "qat",
+    "scheme",
+)
 """What the report takes over of plan.json."""
 FAILURE = "failure.json"
 """Beside the stages' records: what there was to report of a run that failed."""

@@ -27,6 +27,11 @@ def print_summary(report: Mapping[str, Any], folder: Path, console: Console | No
         out.print()
         for line in compress_rows(report["compress"]):
             out.print(line, highlight=False, soft_wrap=True)
+    trained = training_rows(report)
+    if trained:
+        out.print()
+    for line in trained:
+        out.print(line, highlight=False, soft_wrap=True)
     if report["targets"]:
         out.print()
         out.print(target_table(report))
@@ -70,6 +75,24 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
         seconds = "[dim]up to date[/]" if stage["cached"] else f"{stage['seconds']:.1f} s"
         table.add_row(stage["name"], seconds, f"[dim]{made}[/]")
     return table
+
+
+def training_rows(report: Mapping[str, Any]) -> list[str]:
+    """What quantization-aware training brought on samples held out, a line for each weight scheme, and what is kept."""
+    lines = []
+    for scheme, facts in report.get("quantization", {}).get("qat", {}).items():
+        by, held_out = facts["judged_by"], facts["held_out"]
+        numbers = [f"SQNR {_change(held_out, 'sqnr_db', '.2f')} dB"]
+        if by == "loss":
+            numbers.append(f"loss {_change(held_out, 'loss', '.4g')}")
+        kept = "the trained plan is kept" if facts["kept"] == "trained" else "no better: the plan before it is kept"
+        lines.append(f"qat {scheme}: on {held_out['samples']} samples held out {', '.join(numbers)}; {kept}")
+    return lines
+
+
+def _change(held_out: Mapping[str, Any], key: str, form: str) -> str:
+    values = (held_out[when][key] for when in ("before", "after"))
+    return " -> ".join("not finite" if value is None else format(value, form) for value in values)
 
 
 def target_table(report: Mapping[str, Any]) -> Table:

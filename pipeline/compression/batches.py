@@ -96,7 +96,7 @@ class ArrayBatches:
     """Samples in one array (n, ...), which may be mapped from a file: uint8 pixels or float32 values.
 
     value = (pixel - mean) / std. With `shuffle` an epoch leaves out the samples that fill no whole batch; without, the
-    last batch is smaller. Fewer samples than a batch make one batch of all.
+    last batch is smaller. Fewer samples than a batch make one batch of all. `members` says which samples take part.
     """
 
     values: np.ndarray[Any, np.dtype[Any]]
@@ -107,6 +107,7 @@ class ArrayBatches:
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     shuffle: bool = True
+    members: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.values):
@@ -115,20 +116,23 @@ class ArrayBatches:
     @property
     def steps(self) -> int:
         """The number of batches in an epoch."""
-        count = len(self.values)
+        count = len(self._members())
         return max(1, count // self.batch_size) if self.shuffle else -(-count // self.batch_size)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, in an order of its own."""
-        order = torch.arange(len(self.values))
+        order = torch.from_numpy(self._members())
         if self.shuffle:
-            order = torch.randperm(len(self.values), generator=generator_for(self.seed, number))
+            order = order[torch.randperm(len(order), generator=generator_for(self.seed, number))]
         for step in range(skip, self.steps):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             inputs = self._inputs(chosen)
             if self.augmentation and self.shuffle:
                 inputs = self.augmentation.apply(inputs, generator_for(self.seed, number, step + 1))
             yield Batch(inputs, self._labels(chosen), chosen)
+
+    def _members(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(len(self.values)) if self.members is None else self.members
 
     def _inputs(self, chosen: Tensor) -> Tensor:
         picked = torch.from_numpy(np.asarray(self.values[chosen.numpy()]).astype(np.float32))

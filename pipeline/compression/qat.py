@@ -10,6 +10,8 @@ Without labels the quantized graph learns from the float one, whose outputs t it
 
 one over the signal-to-noise ratio (Kim et al., 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss
 in Knowledge Distillation": logits are better matched than softened).
+
+A fifth of the samples takes no part. It judges the plan before and after (`held_out.py`), and the better one is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from edgeship.calibration.learned.graph import TorchGraph
 from edgeship.calibration.operators import value_name
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, Batches
 from edgeship.pipeline.compression.classification import Classification
-from edgeship.pipeline.compression.loop import Loss, Run, scores_of, train
+from edgeship.pipeline.compression.held_out import Verdict, split, standing
+from edgeship.pipeline.compression.loop import Loss, Run, process_state, scores_of, train
 from edgeship.pipeline.compression.metrics import EpochMetrics
 
 if TYPE_CHECKING:
@@ -47,17 +50,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """The quantized models after training, and how it went by weight scheme."""
+    """The quantized models after training, how it went by weight scheme, and whether its result was kept."""
 
     result: Quantized
     history: Mapping[WeightScheme, list[EpochMetrics]]
+    verdicts: Mapping[WeightScheme, Verdict]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            scheme: [{"epoch": each.epoch, "step": each.step, "loss": each.loss} for each in epochs]
+            scheme: {
+                **self.verdicts[scheme].to_json(),
+                "epochs": [{"epoch": each.epoch, "step": each.step, "loss": each.loss} for each in epochs],
+            }
             for scheme, epochs in self.history.items()
         }
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, what judges the result and has no part in it, and what identifies the samples."""
+
+    training: Batches
+    held_out: Batches
+    digest: str
 
 
 class Student(nn.Module):
@@ -110,26 +126,37 @@ def train_quantized(  # noqa: PLR0913, PLR0917 - what, how, on what, from where,
             "quantize.qat.learn_scales gives targets with other weights other activation scales, and these must be the "
             'same everywhere; set quantize.weights = "shared" (or "full"), or learn_scales = false'
         )
-    data, digest = _data(recipe, settings, samples, kept, progress)
-    plans: dict[WeightScheme, QuantPlan] = {}
-    history: dict[WeightScheme, list[EpochMetrics]] = {}
-    for scheme, plan in result.plans.items():
-        graph = FakeQuantGraph(
-            model, plan, scheme, learn_scales=settings.learn_scales, fixed=_fixed(result.calibration), start="plan"
-        )
-        run = Run(
-            Student(graph),
-            _loss(settings, model),
-            data,
-            settings,
-            kept / f"qat-{scheme}",
-            progress=progress,
-            identity={"plan": plan.digest(), "data": digest},
-        )
-        history[scheme] = train(run)
-        plans[scheme] = graph.plan()
+    data = _data(recipe, settings, samples, kept, progress)
+    trained = {
+        scheme: _train_plan(settings, result, scheme, data, kept / f"qat-{scheme}", progress) for scheme in result.plans
+    }
+    plans = {scheme: plan for scheme, (plan, _, _) in trained.items()}
     models = {scheme: result.calibration.quantized(plan, scheme) for scheme, plan in plans.items()}
-    return Trained(replace(result, plans=plans, models=models), history)
+    return Trained(
+        replace(result, plans=plans, models=models),
+        {scheme: history for scheme, (_, history, _) in trained.items()},
+        {scheme: verdict for scheme, (_, _, verdict) in trained.items()},
+    )
+
+
+def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and who watches
+    settings: Qat, result: Quantized, scheme: WeightScheme, data: Data, folder: Path, progress: Progress
+) -> tuple[QuantPlan, list[EpochMetrics], Verdict]:
+    """The better of the plans before and after training, how training went, and how both stand."""
+    model, start = result.calibration.model, result.plans[scheme]
+    graph = FakeQuantGraph(
+        model, start, scheme, learn_scales=settings.learn_scales, fixed=_fixed(result.calibration), start="plan"
+    )
+    student, teacher, loss = Student(graph), TorchGraph(model), _loss(settings, model)
+    judged_loss = loss if settings.objective == "labels" else None
+    device = process_state().device
+    before, count = standing(student, teacher, data.held_out, device, judged_loss)
+    identity = {"plan": start.digest(), "data": data.digest, "held out": str(count)}
+    history = train(Run(student, loss, data.training, settings, folder, progress=progress, identity=identity))
+    plan = graph.plan()
+    after, _ = standing(student, teacher, data.held_out, device, judged_loss)
+    verdict = Verdict(count, "sqnr_db" if judged_loss is None else "loss", before, after)
+    return plan if verdict.improved else start, history, verdict
 
 
 def _loss(settings: Qat, model: ir.Model) -> Loss:
@@ -154,13 +181,34 @@ def _fixed(calibration: Calibration) -> set[str]:
     return fixed
 
 
-def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress: Progress) -> tuple[Batches, str]:
-    """What is trained on, and what identifies it."""
+def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress: Progress) -> Data:
+    """What is trained on and what judges: parts of the same samples; with loaders, `held_out` or calibration's."""
     if settings.data == "training":
         from edgeship.pipeline.compression.training_data import open_training_data
 
         data = open_training_data(recipe, settings, kept, progress)
-        return data.training, data.digest
+        if isinstance(data.training, ArrayBatches):
+            return _parts(data.training, data.digest, "the training data")
+        return Data(data.training, data.held_out or _judges(recipe, settings, samples, progress), data.digest)
+    every = _calibration(recipe, settings, samples, progress)
+    return _parts(every, recipe.data_digest("calibration") or "", "the calibration data")
+
+
+def _parts(every: ArrayBatches, digest: str, what: str) -> Data:
+    teach, judge = split(len(every.values), what)
+    return Data(replace(every, members=teach), replace(every, members=judge, shuffle=False), digest)
+
+
+def _judges(recipe: Recipe, settings: Qat, samples: Samples, progress: Progress) -> Batches:
+    if settings.objective == "labels" and samples.labels is None:
+        raise InputError(
+            f"quantize.qat trains with labels, and nothing with labels is held out: {recipe.data.loaders} returns no "
+            "held_out and the calibration samples have none; accepted: one of the two"
+        )
+    return replace(_calibration(recipe, settings, samples, progress), shuffle=False)
+
+
+def _calibration(recipe: Recipe, settings: Qat, samples: Samples, progress: Progress) -> ArrayBatches:
     values: list[Array] = []
     for done, sample in enumerate(samples, 1):
         values.extend(sample.feeds.values())
@@ -168,7 +216,6 @@ def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress:
     channels = values[0].shape[1] if values[0].ndim == 4 else 1
     mean, std = (np.broadcast_to(each, channels) for each in (recipe.input.mean, recipe.input.std))
     varied = Augmentation(settings.flip, settings.shift, tuple(float(value) for value in -mean / std))
-    batches = ArrayBatches(
+    return ArrayBatches(
         np.concatenate(values), samples.labels, settings.batch_size, augmentation=varied, seed=settings.seed
     )
-    return batches, recipe.data_digest("calibration") or ""

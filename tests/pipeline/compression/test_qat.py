@@ -17,9 +17,11 @@ from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.samples.data import Samples, open_samples
 from edgeship.calibration.saturation import can_clip
 from edgeship.calibration.types import QuantizedConstant, QuantParams
+from edgeship.pipeline.compression.held_out import split
 from edgeship.pipeline.compression.qat import Trained, train_quantized
 from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
 from edgeship.pipeline.recipe import load_recipe
+from edgeship.pipeline.summary import training_rows
 from edgeship.targets.base import load
 from edgeship.targets.onnxruntime import open_float, open_reference
 
@@ -182,6 +184,51 @@ def test_weights_that_left_all_bounds_are_refused(quantized: Callable[..., Quant
         train(quantized(), "epochs = 4\nlr = 1e30")
 
 
+@pytest.mark.parametrize("more", ["", '\nobjective = "labels"'])
+def test_training_that_makes_held_out_samples_worse_is_not_kept_and_said(
+    quantized: Callable[..., Quantized], train: Train, more: str
+) -> None:
+    before = quantized()
+    trained = train(before, f"epochs = 2\nlr = 10.0{more}")
+    assert trained.result.plan.digest() == before.plan.digest()
+    assert to_bytes(trained.result.models["full"]) == to_bytes(before.models["full"])
+    facts = trained.to_json()["full"]
+    assert facts["kept"] == "start"
+    assert facts["judged_by"] == ("loss" if more else "sqnr_db")
+    held_out = facts["held_out"]
+    assert held_out["after"]["sqnr_db"] < held_out["before"]["sqnr_db"] - 10
+    (line,) = training_rows({"quantization": {"qat": trained.to_json()}})
+    assert "no better: the plan before it is kept" in line
+    assert f"SQNR {held_out['before']['sqnr_db']:.2f} -> {held_out['after']['sqnr_db']:.2f} dB" in line
+
+
+def test_what_is_recorded_is_what_the_runtime_computes_on_the_samples_held_out(
+    model: ir.Model, samples: Samples, quantized: Callable[..., Quantized], train: Train
+) -> None:
+    before = coarser(quantized(), weights=12)
+    trained = train(before, "epochs = 8\nlr = 1e-3")
+    verdict = trained.verdicts["full"]
+    judges = [sample.feeds for place, sample in enumerate(samples) if place % 5 == 4]
+    assert verdict.improved
+    assert verdict.samples == len(judges) == 8
+    for result, standing in ((before, verdict.before), (trained.result, verdict.after)):
+        exact, rounded = open_float(to_bytes(model)), open_reference(to_bytes(result.models["full"]))
+        wanted = np.array([exact.run(feeds)["logits"] for feeds in judges])
+        errors = wanted - np.array([rounded.run(feeds)["logits"] for feeds in judges])
+        assert standing.sqnr_db == pytest.approx(
+            10 * np.log10(np.square(wanted).sum() / np.square(errors).sum()), abs=0.2
+        )
+
+
+def test_no_sample_both_teaches_and_judges_and_few_judge_where_there_are_many() -> None:
+    for count, judges in ((2, 1), (4, 1), (100, 20), (50_000, 1000)):
+        teach, judge = split(count, "the samples")
+        assert sorted([*teach, *judge]) == list(range(count))
+        assert len(judge) == judges
+    with pytest.raises(InputError, match="at least 2"):
+        split(1, "the samples")
+
+
 def test_scales_cannot_be_learnt_for_each_scheme_on_its_own(quantized: Callable[..., Quantized], train: Train) -> None:
     with pytest.raises(InputError, match="shared"):
         train(quantized("full", "pair_limited"), "learn_scales = true")
@@ -220,7 +267,12 @@ def test_the_stage_writes_the_trained_model_and_how_it_went(
     )
     STAGE.run(context)
     plan = json.loads((folder / "plan.json").read_text())
-    assert [epoch["epoch"] for epoch in plan["qat"]["pair_limited"]] == [1, 2]
+    trained = plan["qat"]["pair_limited"]
+    assert [epoch["epoch"] for epoch in trained["epochs"]] == [1, 2]
+    assert trained["held_out"]["samples"] == 8
+    assert (trained["kept"] == "trained") == (
+        trained["held_out"]["after"]["sqnr_db"] > trained["held_out"]["before"]["sqnr_db"]
+    )
     assert ir.load(folder / "pair_limited.onnx").metadata_props["edgeship.plan"] == plan["digests"]["pair_limited"]
 
 
