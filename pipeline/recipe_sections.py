@@ -231,7 +231,7 @@ class Qat(Training):
     epochs: PositiveInt = Field(default=10, description="passes over the training data")
     batch_size: PositiveInt = Field(default=10, description="samples of a step, over all processes together")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has momentum; adamw ignores it")
-    lr: PositiveFloat = Field(default=1e-5, description="the largest learning rate, reached after the warm-up")
+    lr: PositiveFloat = Field(default=3e-6, description="the largest learning rate, reached after the warm-up")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="of weights with two or more axes")
     objective: Literal["distill", "labels"] = Field(
         default="distill", description="distill: the float model's outputs, no labels needed; labels: the classes"

@@ -45,6 +45,9 @@ _PACE = 10.0
 """Optimizers move all numbers alike; weights, of the order of 0.1, change by ten times the share: scales keep pace."""
 _LARGEST = 1e9
 """No weight or bias of a network that works is larger."""
+_REACH = 0.25
+"""In steps, how far from its integer a weight begins. Refinements choose many integers that are not the nearest; at the
+very edge (0.499) the first step of an optimizer, whatever its rate, tips them all back and undoes the refinement."""
 _FURTHEST = float(np.log(4.0))
 """A learnt scale stays within a factor of 4 of where it began."""
 
@@ -75,8 +78,8 @@ class FakeQuantGraph(nn.Module):
     """The quantized model, to be trained: `forward` computes what the QDQ model does, `plan` gives what was learnt.
 
     Weights and biases begin as the float model's own, or with `start` "plan" as near to them as gives the plan's
-    integers. `learn_scales` makes the scales of weights and activations parameters too, but for the activations in
-    `fixed` and those that share a scale with them.
+    integers with some room. `learn_scales` makes the scales of weights and activations parameters too, but for the
+    activations in `fixed` and those that share a scale with them.
     """
 
     def __init__(  # noqa: PLR0913 - three of six are keyword-only options
@@ -244,9 +247,9 @@ def _along(scale: Tensor, spec: TensorSpec, rank: int) -> Tensor:
 
 
 def _inside(values: Array, constant: QuantizedConstant) -> Array:
-    """The numbers nearest to `values` that round to the constant's integers."""
+    """The numbers nearest to `values` that round to the constant's integers, with room to the next one."""
     places = constant.params.dequantize(constant.integers)
-    reach = 0.499 * (constant.params.dequantize(np.ones_like(constant.integers)))
+    reach = _REACH * (constant.params.dequantize(np.ones_like(constant.integers)))
     return np.asarray(np.clip(values, places - reach, places + reach), np.float32)
 
 

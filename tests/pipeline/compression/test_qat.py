@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.samples.data import Samples, open_samples
 from edgeship.calibration.saturation import can_clip
@@ -200,6 +202,19 @@ def test_training_that_makes_held_out_samples_worse_is_not_kept_and_said(
     (line,) = training_rows({"quantization": {"qat": trained.to_json()}})
     assert "no better: the plan before it is kept" in line
     assert f"SQNR {held_out['before']['sqnr_db']:.2f} -> {held_out['after']['sqnr_db']:.2f} dB" in line
+
+
+def test_small_steps_do_not_undo_integers_that_a_refinement_chose(model: ir.Model, samples: Samples) -> None:
+    rules = [load("onnxruntime").rules]
+    plan = quantize_model(model, samples, rules, schemes=("full",), refinements=("gptq",)).plan
+    graph = FakeQuantGraph(model, plan, start="plan")
+    finest = min(float(constant.params.scale.min()) for constant in plan.weights.values())
+    with torch.no_grad():
+        for parameter in graph.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.2 * finest * torch.sign(torch.randn(parameter.shape)))
+    moved = graph.plan().weights
+    assert all(np.array_equal(moved[key].integers, constant.integers) for key, constant in plan.weights.items())
 
 
 def test_what_is_recorded_is_what_the_runtime_computes_on_the_samples_held_out(
