@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgeship.calibration.readback.constants import fold_constants
 from edgeship.calibration.readback.dynamic import write_weight_only
 from edgeship.calibration.readback.integers import carry_real_numbers
+from edgeship.calibration.readback.plain import is_plain
 from edgeship.calibration.readback.qoperator import QOPERATORS, write_qdq
 from edgeship.calibration.readback.quantized import PAIR, find_quantized
 from edgeship.calibration.readback.rewrite import dtype_of
@@ -23,13 +24,13 @@ SIXTEEN_BITS = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 
 
 def read_back(model: ir.Model, *, run_time: bool = False) -> ir.Model:
-    """The model as QDQ, its integers as they were; the same object where it has nothing quantized. Nothing is modified.
+    """The model as QDQ, its integers as they were; the same object where that is how it is. Nothing is modified.
 
     `run_time`: layers that quantize their activations at run time as well, which become float layers with quantized
     weights; the runtime's own kernels for these are to be preferred where it has them.
     Raises UnsupportedError for quantized operators in a form that QDQ does not have.
     """
-    if not find_quantized(model):
+    if not find_quantized(model) or all(is_plain(graph) for graph in model.graphs()):
         return model
     model = model.clone()
     for graph in model.graphs():

@@ -21,7 +21,7 @@ _FORMS = {
     ir.DataType.UINT16: (16, False),
 }
 _RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
-_MOVING = _RESHAPING | {"Clip", "Identity", "Transpose"}
+MOVING = _RESHAPING | {"Clip", "Identity", "Transpose"}
 LARGEST = 1 << 28
 """Elements of a constant that is looked at."""
 
@@ -33,7 +33,7 @@ def fold_constants(graph: ir.Graph) -> None:
             continue
         if node.op_type == "QuantizeLinear":
             _quantize(node)
-        elif node.op_type in _MOVING:
+        elif node.op_type in MOVING:
             _move(node)
             _move_under(node)
     for name in [

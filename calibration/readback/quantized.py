@@ -14,10 +14,11 @@ _INTEGER = frozenset({"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "Q
 
 def find_quantized(model: ir.Model) -> Mapping[str, int]:
     """The operators that quantize, or compute on quantized tensors, and how many nodes there are of each."""
-    return dict(Counter(node.op_type for node in model.graph.all_nodes() if _is_quantized(node)))
+    return dict(Counter(node.op_type for node in model.graph.all_nodes() if is_quantized(node)))
 
 
-def _is_quantized(node: ir.Node) -> bool:
+def is_quantized(node: ir.Node) -> bool:
+    """Whether the operator quantizes, or computes on quantized tensors."""
     name = node.op_type
     return name in PAIR or name in _RUN_TIME or name in _INTEGER or name.startswith("QLinear")
 

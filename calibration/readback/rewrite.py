@@ -34,6 +34,11 @@ def known(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
+def is_known(value: ir.Value | None) -> bool:
+    """Whether `known` has an array for it; none is made."""
+    return value is not None and not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+
+
 def rank_of(value: ir.Value | None) -> int | None:
     """The number of axes, None where it is not known."""
     array = known(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,10 +223,22 @@ class Conversion:
             stored[standard_metadata.NAME] = standard_metadata.describe(inputs, outputs, facts)
         del self.graph, self.plan, self.writer
         if self.builder.size >= WORTH_COLLECTING:
-            gc.collect()  # a model is full of cycles; what nobody holds now makes room for the file
+            _make_room()
         with _sound_model():
             content = self.builder.finish(signature, stored)
         return standard_metadata.with_labels(content, standard_metadata.labels_of(facts))
+
+
+def _make_room() -> None:
+    """Gives back the memory of what nobody holds, so that the file takes its place.
+
+    A model is full of cycles, and its weights are too small for glibc to give back one by one: it keeps what they
+    leave, in pieces that are too small for the file.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def write_nested(builder: Builder, name: str, graph: Graph) -> int:

@@ -15,12 +15,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as ortq
 
+from edgeship.calibration import readback
 from edgeship.calibration.errors import UnsupportedError
 from edgeship.calibration.readback import QOPERATORS, read_back
 from edgeship.calibration.readback.quantized import find_quantized, form
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPE = (1, 3, 8, 8)
+QDQ = Path(__file__).parents[1] / "golden" / "residual.qdq.onnx"
 
 
 def _weights(*shape: int) -> Array:
@@ -269,6 +271,36 @@ def test_a_float_model_is_left_alone_and_says_that_it_is_one() -> None:
     assert read_back(model) is model
     assert not find_quantized(model)
     assert not form(model)
+
+
+def test_a_model_that_says_it_as_qdq_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.load(QDQ)
+    assert read_back(model) is model
+    monkeypatch.setattr(readback, "is_plain", lambda graph: False)
+    rewritten = read_back(model)
+    assert rewritten is not model
+    assert ir.to_proto(rewritten) == ir.to_proto(model)
+
+
+@pytest.mark.parametrize("seen", ["integers that are moved", "a weight that is turned", "a constant that is unused"])
+def test_a_model_that_needs_a_rewrite_is_copied(seen: str) -> None:
+    node = helper.make_node
+    middle = {
+        "integers that are moved": [node("Transpose", ["q"], ["t"]), node("DequantizeLinear", ["t", "s", "z"], ["y"])],
+        "a weight that is turned": [
+            node("DequantizeLinear", ["w", "s", "z"], ["real"]),
+            node("Transpose", ["real"], ["turned"], perm=[3, 2, 1, 0]),
+            node("DequantizeLinear", ["q", "s", "z"], ["x_real"]),
+            node("Mul", ["x_real", "turned"], ["y"]),
+        ],
+        "a constant that is unused": [node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+    }
+    weight = {} if seen == "integers that are moved" else {"w": np.ones((2, 4, 4, 1), np.int8)}
+    constants = {**PARAMETERS, **weight}
+    before = ir.from_proto(_qdq([node("QuantizeLinear", ["x", "s", "z"], ["q"]), *middle[seen]], constants))
+    after = read_back(before)
+    assert after is not before
+    assert ir.to_proto(after) != ir.to_proto(before)
 
 
 def test_the_form_of_a_quantized_model_is_told_in_words(tmp_path: Path) -> None:
