@@ -279,8 +279,9 @@ def test_a_lost_connection_is_said_and_leaves_nothing(
         session = DeviceSession(device, "onnxruntime", artifacts["onnxruntime"])
         with session:
             for pid in children(sshd.pid):
-                if "sshd" in Path(f"/proc/{pid}/comm").read_text():
-                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):  # killing one may end others
+                    if "sshd" in Path(f"/proc/{pid}/comm").read_text():
+                        os.kill(pid, signal.SIGKILL)
             with pytest.raises(DeviceError, match="the connection was lost"):
                 session.run({"image": tiny_images[:1]})
     assert sshd.left() == []
