@@ -101,10 +101,10 @@ class OnnxLayers:
         """Every shown tensor by name."""
         return self._session.run(feeds)
 
-    def fed(self, names: Sequence[str]) -> Session | None:
+    def fed(self, ranks: Mapping[str, int]) -> Session | None:
         """A session in which each layer reads `NAME__fed` inputs instead of what was computed; None for a float model.
 
-        Its outputs are `names`.
+        Its outputs are the tensors in `ranks`, which says how many axes each has: the file need not tell.
         """
         from edgeship.calibration.onnx_file import load_onnx, to_bytes
         from edgeship.targets.onnxruntime import open_reference
@@ -114,9 +114,9 @@ class OnnxLayers:
         if not boundaries:
             return None
         values = _float_values(model)
-        for name in names:
-            _cut(model, values[name])
-        model.graph.outputs[:] = [values[name] for name in names]
+        for name, rank in ranks.items():
+            _cut(model, values[name], rank)
+        model.graph.outputs[:] = [values[name] for name in ranks]
         _drop_idle_inputs(model)
         return open_reference(to_bytes(model))
 
@@ -175,11 +175,12 @@ def _operators(values: Mapping[str, ir.Value]) -> dict[str, str]:
     return {name: producer.op_type for name, value in values.items() if (producer := value.producer()) is not None}
 
 
-def _cut(model: ir.Model, value: ir.Value) -> None:
+def _cut(model: ir.Model, value: ir.Value, rank: int) -> None:
     """Lets every reader of `value` read a new graph input instead."""
     import onnx_ir as ir
 
-    given = ir.Value(name=f"{value.name}{_FED}", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    shape = ir.Shape([None] * rank) if value.shape is None else value.shape
+    given = ir.Value(name=f"{value.name}{_FED}", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     uses = list(value.uses())
     for node, index in uses:
         node.replace_input_with(index, given)
@@ -241,7 +242,7 @@ class LayerComparison:
         if not self._names:
             raise InputError("the models have no tensor name in common; compare them without --layers")
         if isinstance(self.a, OnnxLayers) and self.a.steps:
-            self._fed = self.a.fed([name for name in self._names if name in self.a.steps])
+            self._fed = self.a.fed({name: reference[name].ndim for name in self._names if name in self.a.steps})
 
     def result(self) -> list[LayerDifference]:
         """Every layer in the order of the reference."""

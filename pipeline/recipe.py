@@ -40,6 +40,8 @@ INTEGER_MODES = ("static", "dynamic")
 """The modes in which kernels multiply 8-bit numbers."""
 CALIBRATED_MODES = ("static", "int16")
 """The modes that choose ranges of activations on samples."""
+INTEGER_WEIGHT_MODES = ("static", "int16", "dynamic")
+"""The modes that write weights as 8-bit numbers."""
 DATA_FILES = (".csv", ".npz", ".zip")
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _LARGEST = 1 << 20
+_OF_RANGES = ("algorithm", "refine", "fixes", "sensitivity", "max_drop", "revert", "reconstruct", "qat")
+"""Keys of [quantize] about activations' ranges, or about what is made by them."""
+_OF_INTEGERS = ("weights", "per_tensor")
+"""Keys of [quantize] about 8-bit weights."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -116,6 +120,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
     problems += [
         *_source_problems(recipe),
         *_form_problems(recipe),
+        *_mode_problems(recipe),
         *_algorithm_problems(recipe),
         *_channel_problems(recipe),
     ]
@@ -170,6 +175,37 @@ def _form_problems(recipe: Recipe) -> list[str]:
         ):
             problems.append(f"targets.{name}.weights: this target has no kernels for unsigned weights; accepted: full")
     return problems
+
+
+def _mode_problems(recipe: Recipe) -> list[str]:
+    """Wishes that the mode would ignore; what asks for nothing ([], false, "auto") is none."""
+    from edgeship.pipeline.quantizing.weight_only import check_overrides
+    from edgeship.pipeline.recipe import CALIBRATED_MODES, INTEGER_MODES, INTEGER_WEIGHT_MODES
+
+    section = recipe.quantize
+    modes = {**dict.fromkeys(_OF_RANGES, CALIBRATED_MODES), **dict.fromkeys(_OF_INTEGERS, INTEGER_WEIGHT_MODES)}
+    asked = [(f"quantize.{key}", getattr(section, key), modes[key]) for key in modes if key in section.model_fields_set]
+    of_form = {"unsigned": CALIBRATED_MODES, "pair_limited": INTEGER_MODES}
+    asked += [
+        (f"targets.{name}.weights", options.weights, of_form[options.weights])
+        for name, options in recipe.targets.items()
+        if options.weights in of_form
+    ]
+    problems = [
+        f'{where}: mode "{section.mode}" would ignore it; accepted: nothing here, or mode = {_either(accepted)}'
+        for where, value, accepted in asked
+        if section.mode not in accepted and not (value in ((), "auto") or value is False)
+    ]
+    if section.mode not in CALIBRATED_MODES:
+        try:
+            check_overrides([wish.as_override() for wish in section.override], section.mode)
+        except InputError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
 
 
 def _algorithm_problems(recipe: Recipe) -> list[str]:

@@ -32,7 +32,6 @@ evaluation = "evaluation.csv"       # TODO other samples, to judge the artifacts
 
 [quantize]
 mode = "static"
-algorithm = "minmax"
 samples = 100
 
 {targets}

@@ -21,6 +21,7 @@ several processes add up. Rows longer than `BLOCK` are cut into blocks whose cor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -69,6 +70,7 @@ class Moments:
         self._first = np.zeros((self.groups, self.length))
         self._second = [np.zeros((self.groups, end - start, end - start)) for start, end in self.blocks]
         self.count = 0
+        self._rounded: dict[bytes, tuple[QuantizedConstant, Array]] = {}
 
     def update(self, values: Array) -> None:
         """Takes in one batch of the layer's input, batch axis first."""
@@ -78,12 +80,24 @@ class Moments:
             part = columns[:, :, start:end]
             self._second[block] += np.matmul(part.transpose(0, 2, 1), part)
         self.count += columns.shape[1]
+        self._rounded.clear()
 
     def merge(self, other: Moments) -> None:
         """Takes in what another Moments of the same layer saw."""
         self._first += other._first
         self._second = [mine + theirs for mine, theirs in zip(self._second, other._second, strict=True)]
         self.count += other.count
+        self._rounded.clear()
+
+    def rounded(self, layer: Layer, constant: QuantizedConstant, *, pairs: bool) -> tuple[QuantizedConstant, Array]:
+        """The layer's constant rounded anew by these moments, and the mean error of each output channel.
+
+        Done once for each constant: plans that differ elsewhere only (mixed precision tries many) ask again.
+        """
+        key = hashlib.sha256(constant.params.scale.tobytes() + constant.integers.tobytes() + bytes([pairs])).digest()
+        if key not in self._rounded:
+            self._rounded[key] = _rounded(layer, constant, self, pairs=pairs)
+        return self._rounded[key]
 
     def means(self) -> Array:
         """E[x]: (groups, K)."""
@@ -161,7 +175,7 @@ def round_weights(
             raise StageError(f"no moments of tensor {source} were collected, which node {node_key(layer.node)} needs")
         moments = inputs.layers[node_key(layer.node)]
         pairs = limited and uses_pair_kernel(layer.node, layer.weights)
-        weights[name], shift = _rounded(layer, plan.weights[name], moments, pairs=pairs)
+        weights[name], shift = moments.rounded(layer, plan.weights[name], pairs=pairs)
         bias = (np.zeros(layer.channels) if layer.bias is None else layer.bias) + shift
         corrected = replace(layer, bias=bias.astype(np.float32))
         biases[node_key(layer.node)] = quantize_bias(corrected, steps(layer, plan)[0], weights[name].params, BIAS)

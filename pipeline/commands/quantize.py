@@ -82,6 +82,7 @@ def quantize(
     loaded = load_onnx(model)
     check_is_float(loaded, str(model))
     if mode in ("dynamic", "float16"):
+        _refuse_ignored(mode)
         _small_weights(loaded, out, rules, mode, scheme, per_tensor=options["per_tensor"])
         return
     if data is None:
@@ -89,6 +90,20 @@ def quantize(
     opened = open_checked(data, model, loaded, recipe, samples, seed)
     result = calibrated(loaded, opened, rules, scheme, options, wide=mode == "int16")
     _write(out, loaded, opened, result, scheme)
+
+
+def _refuse_ignored(mode: Mode) -> None:
+    """Raises InputError for an option on the command line that a mode without ranges would ignore."""
+    context = click.get_current_context()
+    accepted: dict[str, tuple[str, ...]] = {"algorithm": ("static", "int16"), "refinements": ("static", "int16")}
+    accepted |= {"weights": ("static", "int16", "dynamic"), "per_tensor": ("static", "int16", "dynamic")}
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and mode not in accepted.get(name, MODES) and context.params[name] != ("none",):
+            raise InputError(
+                f"--mode {mode} would ignore {parameter.opts[0]}; accepted with {', '.join(accepted[name])}"
+            )
 
 
 def rules_and_scheme(

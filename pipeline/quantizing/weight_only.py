@@ -86,15 +86,20 @@ def weight_facts(plan: QuantPlan, name: str) -> dict[str, Any]:
     }
 
 
-def _kept(model: ir.Model, overrides: Sequence[Override], mode: str) -> dict[str, str]:
-    """The nodes that overrides keep float, each with the reason."""
-    from edgeship.calibration.operators import node_key
-    from edgeship.calibration.overrides import kept_by, matching_nodes
-
+def check_overrides(overrides: Sequence[Override], mode: str) -> None:
+    """Raises InputError for an override that a mode with float activations cannot follow."""
     others = [each.pattern for each in overrides if not each.stays_float]
     if others:
         raise InputError(
             f"quantize.override: {others[0]!r} is about activations, and mode {mode!r} leaves those in float; accepted "
             "here: float = true"
         )
+
+
+def _kept(model: ir.Model, overrides: Sequence[Override], mode: str) -> dict[str, str]:
+    """The nodes that overrides keep float, each with the reason."""
+    from edgeship.calibration.operators import node_key
+    from edgeship.calibration.overrides import kept_by, matching_nodes
+
+    check_overrides(overrides, mode)
     return {node_key(node): kept_by(each) for each in overrides for node in matching_nodes(model, each)}

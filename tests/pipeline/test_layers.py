@@ -69,6 +69,22 @@ def test_a_wrong_layer_is_named_and_the_layers_after_it_are_not_blamed(
     assert "off by more than 2 steps by themselves: inner_1_relu (" in describe(list(found.values()))
 
 
+def test_a_file_that_does_not_tell_the_shapes_between_layers_is_compared_just_the_same(
+    tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
+) -> None:
+    qdq = _quantized(ir.serde.deserialize_model(onnx.load_from_string(tiny_models["residual"])), tiny_images[:8])
+    whole, bare, artifact = tmp_path / "whole.onnx", tmp_path / "bare.onnx", tmp_path / "model.tflite"
+    whole.write_bytes(to_bytes(qdq))
+    artifact.write_bytes(load("tflite").convert(qdq, ConvertOptions()))
+    proto = onnx.load(whole)
+    assert proto.graph.value_info
+    del proto.graph.value_info[:]
+    onnx.save(proto, bare)
+    found = _compared(bare, artifact, tiny_images[8:12])
+    assert found == _compared(whole, artifact, tiny_images[8:12])
+    assert all(layer.own is not None for layer in found)
+
+
 def test_float_models_are_compared_by_the_tensors_they_share(
     tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
 ) -> None:

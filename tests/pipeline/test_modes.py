@@ -153,6 +153,74 @@ def test_a_pinned_scale_is_the_scale_or_an_error(model: Path, tiny_data: Path, t
     assert "flat" in result.output
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "float16", "none"])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        'algorithm = "mse"',
+        'refine = ["gptq"]',
+        'fixes = ["float_outputs"]',
+        "sensitivity = true",
+        "max_drop = 0",
+        'revert = "int16"',
+        "[quantize.reconstruct]",
+        "[quantize.qat]",
+    ],
+)
+def test_a_key_that_the_mode_would_ignore_is_an_error_that_says_which_modes_take_it(
+    model: Path, tiny_data: Path, tmp_path: Path, mode: str, wish: str
+) -> None:
+    key = wish.strip("[]").removeprefix("quantize.").split(" ")[0]
+    result = run("deploy", recipe(tmp_path, tiny_data, mode, more=wish), "--out", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    said = f'quantize.{key}: mode "{mode}" would ignore it; accepted: nothing here, or mode = "static" or "int16"'
+    assert said in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "wish", "key"),
+    [
+        ("float16", "per_tensor = true", "quantize.per_tensor"),
+        ("none", 'weights = "shared"', "quantize.weights"),
+        ("dynamic", '[targets.tflite]\nweights = "unsigned"', "targets.tflite.weights"),
+        ("int16", '[targets.tflite]\nweights = "pair_limited"', "targets.tflite.weights"),
+        ("none", '[[quantize.override]]\npattern = "stem"\nint16 = true', "quantize.override: 'stem'"),
+    ],
+)
+def test_wishes_of_weights_and_tensors_are_not_ignored_either(  # noqa: PLR0917 - three are parameters of the case
+    model: Path, tiny_data: Path, tmp_path: Path, mode: str, wish: str, key: str
+) -> None:
+    result = run("deploy", recipe(tmp_path, tiny_data, mode, more=wish), "--out", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    assert key in result.output
+    assert f'mode "{mode}"' in result.output or f"mode {mode!r}" in result.output
+
+
+def test_what_asks_for_nothing_is_taken_in_every_mode(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    nothing = 'refine = []\nfixes = []\nsensitivity = false\nper_tensor = false\nweights = "auto"\nscheme = "default"'
+    path = recipe(tmp_path, tiny_data, "float16", more=nothing)
+    assert run("deploy", path, "--out", tmp_path / "run", "--to", "quantize").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "accepted"),
+    [
+        ("dynamic", "--algorithm=minmax", "static, int16"),
+        ("float16", "--refine=gptq", "static, int16"),
+        ("float16", "--per-tensor", "static, int16, dynamic"),
+        ("float16", "--weights=full", "static, int16, dynamic"),
+    ],
+)
+def test_the_command_refuses_options_that_the_mode_would_ignore(
+    model: Path, tmp_path: Path, mode: str, option: str, accepted: str
+) -> None:
+    result = run("quantize", model, "-o", tmp_path / "x.onnx", "--mode", mode, option)
+    assert result.exit_code == 2
+    assert f"--mode {mode} would ignore {option.split('=', maxsplit=1)[0]}; accepted with {accepted}" in result.output
+    assert not (tmp_path / "x.onnx").exists()
+
+
 def test_without_calibration_data_static_says_what_is_missing(model: Path, tiny_data: Path, tmp_path: Path) -> None:
     result = run("deploy", recipe(tmp_path, tiny_data, "static"), "--out", tmp_path / "run")
     assert result.exit_code == 2
