@@ -11,18 +11,8 @@ import numpy as np
 from edgeship.calibration.types import Array, QuantParams
 from edgeship.targets.tflite.builder import Builder
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
-from edgeship.targets.tflite.layout import (
-    Digit,
-    Extents,
-    Layout,
-    directly,
-    extents,
-    marked,
-    move,
-    natural,
-    same_bytes,
-    unmarked,
-)
+from edgeship.targets.tflite.layout import Digit, Extents, Layout, extents, marked, natural, same_bytes, unmarked
+from edgeship.targets.tflite.layout_moves import moves
 from edgeship.targets.tflite.layout_plan import Arrangement, LayoutPlan
 
 
@@ -152,21 +142,14 @@ class Writer:
         return self.new(tensor.name, layout.shape(tensor.shape), tensor.storage, quant, data=layout.lay(data))
 
     def _transposed(self, tensor: Tensor, source: Operand, layout: Layout) -> Operand:
-        have, goal = self.plan.layouts[tensor], marked(layout.shape(tensor.shape), layout.shape(tensor.signature))
-        way = None
-        if source.extents == marked(have.shape(tensor.shape), have.shape(tensor.signature)):
-            way = directly(have, layout, source.extents)
-        way = way or move(have, layout, extents(tensor))
-        if way is None:
-            raise Unsupported("an order that one TRANSPOSE of 6 axes does not reach", tensor.name)
-        way = way.between(source.extents, goal)
-        given = self.viewed(source, *unmarked(way.shape))
-        name = f"{tensor.name}/transposed"
-        shape, signature = unmarked(way.result)
-        target = self.new(name, shape, tensor.storage, tensor.quant, signature=signature)
-        permutation = self.ints("permutation", np.array(way.permutation, np.int32))
-        self.operator("TRANSPOSE", [given, permutation], [target])
-        return target
+        operand = source
+        for way in moves(tensor, self.plan.layouts[tensor], layout, source.extents):
+            given = self.viewed(operand, *unmarked(way.shape))
+            shape, signature = unmarked(way.result)
+            operand = self.new(f"{tensor.name}/transposed", shape, tensor.storage, tensor.quant, signature=signature)
+            permutation = self.ints("permutation", np.array(way.permutation, np.int32))
+            self.operator("TRANSPOSE", [given, permutation], [operand])
+        return operand
 
     def viewed(self, source: Operand, shape: Sequence[int], signature: Sequence[int], name: str = "") -> Operand:
         """`source` under another shape, through a RESHAPE that all who want it so share, called `name` where that is

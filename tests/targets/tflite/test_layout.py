@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from edgeship.calibration.types import QuantParams, TensorSpec
+from edgeship.targets.tflite.graph import Tensor
 from edgeship.targets.tflite.layout import Layout, channels_last, move, natural, reshaped, same_bytes
+from edgeship.targets.tflite.layout_moves import moves
 from edgeship.targets.tflite.session import TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -170,7 +174,7 @@ def test_patch_embedding_reshape_and_transpose_cost_nothing(
     check(model, path, reference)
 
 
-def test_reshape_that_mixes_channels_and_space_gets_its_transpose(
+def test_reshape_that_mixes_channels_and_space_gets_the_moves_of_a_shuffle(
     model_of: Model, convert: Convert, operators: Operators, reference: Reference
 ) -> None:
     nodes = [
@@ -184,7 +188,7 @@ def test_reshape_that_mixes_channels_and_space_gets_its_transpose(
     model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], {**constants, "w2": weights(4, 6, 1, 1)})
     path = convert(model)
     check(model, path, reference)
-    assert operators(path)["TRANSPOSE"] <= 1
+    assert operators(path)["TRANSPOSE"] == 2
 
 
 def test_same_computed_tensor_in_two_layouts_is_transposed_once(
@@ -264,6 +268,36 @@ def test_move_between_any_two_layouts_is_one_transpose(
             values, want
         )
     assert same_bytes(have, want, shape) == (len(way.shape) <= 1)
+
+
+@pytest.mark.parametrize(
+    ("tables", "rows", "columns", "dtype", "count"),
+    [
+        (49, 2, 116, "int8", 2),
+        (49, 116, 2, "int8", 2),
+        (49, 6, 24, "int8", 2),
+        (49, 8, 24, "int8", 1),  # wide enough
+        (4, 2, 116, "int8", 1),  # a few tables
+        (49, 2, 116, "float32", 2),
+        (49, 4, 116, "float32", 1),
+        (49, 2, 116, "int16", 1),  # not a type of XNNPACK's
+    ],
+)
+def test_many_narrow_tables_are_transposed_in_two_moves(
+    tables: int, rows: int, columns: int, dtype: str, count: int
+) -> None:
+    shape = (tables, rows, columns)
+    quant = QuantParams(np.float32(1), np.int32(0), TensorSpec(8 if dtype == "int8" else 16))
+    tensor = Tensor("x", shape, np.dtype(np.float32), None if dtype == "float32" else quant)
+    assert tensor.storage == dtype
+    values = np.arange(np.prod(shape)).reshape(shape)
+    steps = moves(tensor, natural(3), Layout((0, 2, 1)), shape)
+    memory = values
+    for step in steps:
+        memory = memory.reshape(step.shape).transpose(step.permutation)
+    np.testing.assert_array_equal(memory, values.transpose(0, 2, 1))
+    assert len(steps) == count
+    assert count == 1 or all(step.permutation[0] != 0 for step in steps)  # no loop over the tables
 
 
 @given(st.permutations(range(4)), st.tuples(*[st.sampled_from([1, 2, 3])] * 4))
