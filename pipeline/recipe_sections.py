@@ -233,6 +233,9 @@ class Qat(Training):
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has momentum; adamw ignores it")
     lr: PositiveFloat = Field(default=3e-6, description="the largest learning rate, reached after the warm-up")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="of weights with two or more axes")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of the forward pass; half precision does not tell integers of the grid apart"
+    )
     objective: Literal["distill", "labels"] = Field(
         default="distill", description="distill: the float model's outputs, no labels needed; labels: the classes"
     )

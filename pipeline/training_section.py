@@ -34,7 +34,8 @@ class Training(Section):
     clip_norm: PositiveFloat | None = Field(default=None, description="largest norm of a step's gradient; no limit")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="of the forward pass; auto: bfloat16, or else float16, on a GPU that has it, float32 elsewhere",
+        description="of the forward pass; auto: bfloat16 on a GPU or CPU with instructions for it, float16 on other "
+        "GPUs, float32 elsewhere",
     )
     flip: bool = Field(default=False, description="mirror every other image, drawn at random")
     shift: NonNegativeInt = Field(default=0, description="move images by up to this many pixels, borders are black")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, LoaderBatches
 from edgeship.pipeline.compression.classification import Classification
-from edgeship.pipeline.compression.loop import Hook, Run, train
+from edgeship.pipeline.compression.loop import Hook, Run, make_accelerator, train
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics, read_metrics
 from edgeship.pipeline.compression.optimizer import learning_rate, make_optimizer
 from edgeship.pipeline.training_section import Training
@@ -125,6 +125,35 @@ def test_a_run_with_a_loader_of_the_user_resumes_exactly(make_net: Make, tmp_pat
         run(cut, "cut", Terminate(5))
     run(cut, "cut")
     assert same(weights(whole), weights(cut))
+
+
+def test_training_in_bfloat16_resumes_exactly_and_learns(make_net: Make, striped: Make, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+    whole, cut = make_net(), make_net()
+    history = train(Run(whole, Classification(), striped(), settings, tmp_path / "whole"))
+    assert history[-1].loss < 0.7 * history[0].loss
+    with pytest.raises(KeyboardInterrupt):
+        train(Run(cut, Classification(), striped(), settings, tmp_path / "cut", hooks=[Terminate(11)]))
+    train(Run(cut, Classification(), striped(), settings, tmp_path / "cut", hooks=[Hook()]))
+    assert same(weights(whole), weights(cut))
+    assert all(each.dtype == torch.float32 for each in whole.parameters())
+
+
+@pytest.mark.parametrize(
+    ("has", "precision"),
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx512_f": True}, "no"),
+        ({}, "no"),
+    ],
+)
+def test_a_cpu_trains_in_half_precision_where_it_has_instructions_for_it(
+    has: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert make_accelerator("auto").mixed_precision == precision
 
 
 PROGRAM = """
