@@ -41,21 +41,14 @@ def load_onnx(path: str | Path) -> ir.Model:
 
 def read_proto(path: str | Path) -> onnx.ModelProto:
     """The parsed file, external data read in after its place was checked. Raises InputError as `load_onnx` does."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     path = Path(path)
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(read_bytes(path))
-    except (DecodeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not an ONNX model (damaged or another format): {_first_line(error)}") from error
+    proto = _parsed(path)
     if not proto.graph.node or not proto.opset_import:
         raise InputError(f"{path} is not an ONNX model: it has no nodes or names no operator set")
     if not proto.graph.output:
         raise InputError(f"{path} has no outputs; accepted: a model with at least one")
     _forget_impossible_sizes(proto.graph)
-    external = [t for t in _tensors(proto.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = _external(proto)
     spans = [_external_span(tensor, path) for tensor in external]
     total = path.stat().st_size + sum(end - start for _, start, end in spans)
     if total > LIMIT:
@@ -66,6 +59,29 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     for tensor, span in zip(external, spans, strict=True):
         _read_external(tensor, span)
     return proto
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX model that hold its external data, sorted. Raises InputError as `load_onnx` does."""
+    return sorted({_external_span(tensor, path)[0] for tensor in _external(_parsed(path))})
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(read_bytes(path))
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is not an ONNX model (damaged or another format): {_first_line(error)}") from error
+    return proto
+
+
+def _external(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    import onnx
+
+    return [tensor for tensor in _tensors(proto.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def _forget_impossible_sizes(graph: onnx.GraphProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -198,18 +199,23 @@ class Recipe(Section):
         """The samples to judge artifacts with; None when the recipe has none. `inputs`: see `calibration_samples`."""
         if self.data.evaluation is None:
             return None
-        samples = self._samples("evaluation", inputs)
-        count = self.data.evaluation_samples
+        samples, count = self._samples("evaluation", inputs), self._count("evaluation")
         return samples if count is None else samples.take(count, self.data.seed)
 
     def pixel_samples(self, field: DataField, inputs: Mapping[str, Sequence[int]]) -> Samples:
         """The samples of `data.<field>` without the preprocessing's last step: images as pixels, 0..255."""
-        count = {"training": self.data.training_samples, "evaluation": self.data.evaluation_samples}.get(field)
+        count = self._count(field)
         samples = self._samples(field, inputs, pixels=True)
         return samples if count is None else samples.take(count, self.data.seed)
 
+    def _count(self, field: DataField) -> int | None:
+        """How many samples are taken; None: all."""
+        if field == "calibration":
+            return self.quantize.samples
+        return self.data.training_samples if field == "training" else self.data.evaluation_samples
+
     def data_digest(self, field: Literal["calibration", "evaluation", "training"]) -> str | None:
-        """SHA-256 over the contents of the samples of `data.<field>` and their preprocessing; None when unset."""
+        """SHA-256 over the samples of `data.<field>` that are taken, and their preprocessing; None when unset."""
         if field not in self._digests:
             self._digests[field] = self._data_digest(field)
         return self._digests[field]
@@ -220,8 +226,9 @@ class Recipe(Section):
         path = self.data_path(field)
         if path is None:
             return None
-        if path.suffix.lower() == ".npz" and path.is_file():
-            return sha256_of(path)
+        if path.suffix.lower() == ".npz" and path.is_file():  # which of its keys are inputs, only the model knows
+            taken = f"{sha256_of(path)} {self._count(field)} {self.data.seed}"
+            return hashlib.sha256(taken.encode()).hexdigest()
         stand_in = {} if self.input.shape else {"input": (1, 1 if self.input.color == "gray" else 3, 1, 1)}
         if field == "calibration":
             return self.calibration_samples(stand_in).digest()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,21 +13,25 @@ if TYPE_CHECKING:
 
 
 def source_files(recipe: Recipe) -> Sequence[Path]:
-    """The model's file, its weights, and the Python files it may import."""
+    """The model's file, its weights, the files of its external data, and the Python files it may import."""
     files = list(factory_files(recipe, recipe.model.source, "model.source"))
     weights = recipe.weights_path
     return files if weights is None else [*files[:1], weights, *files[1:]]
 
 
 def factory_files(recipe: Recipe, source: str, field: str) -> Sequence[Path]:
-    """The file that `source` names, and those it may import: the ones beside a `.py`, all of a package."""
+    """The file that `source` names, and those it is read with: an ONNX file's external data, the code a `.py` may import.
+
+    Raises InputError for an ONNX file that is none.
+    """
     place, colon, factory = source.rpartition(":")
     if not (colon and factory.isidentifier()):
         place = source
     if place.endswith((".py", ".onnx", ".pt2")) or "/" in place:
         path = recipe.resolve(place, field)
-        beside = sorted(each for each in path.parent.glob("*.py") if each != path) if path.suffix == ".py" else []
-        return [path, *beside]
+        if path.suffix == ".py":
+            return [path, *sorted(each for each in _importable(path.parent) if each != path)]
+        return [path, *external_data(path)]
     package = place.split(".")[0]
     spec = importlib.util.find_spec(package) if package else None
     if spec is None:
@@ -34,3 +39,23 @@ def factory_files(recipe: Recipe, source: str, field: str) -> Sequence[Path]:
     if spec.submodule_search_locations:
         return [each for folder in spec.submodule_search_locations for each in sorted(Path(folder).rglob("*.py"))]
     return [Path(spec.origin)] if spec.origin and spec.has_location else []
+
+
+def _importable(folder: Path) -> Iterator[Path]:
+    """The Python files that `import` finds from a folder: those in it, and those of packages below it.
+
+    A folder without Python files of its own is not looked into: it holds data, or an environment.
+    """
+    for place, below, names in os.walk(folder):
+        modules = [name for name in names if name.endswith(".py")]
+        inside = place == str(folder) or (modules and "pyvenv.cfg" not in names)
+        below[:] = [name for name in below if name.isidentifier() and name != "__pycache__"] if inside else []
+        if inside:
+            yield from (Path(place) / name for name in modules)
+
+
+def external_data(path: Path) -> Sequence[Path]:
+    """The files beside an ONNX model that hold its weights; none for any other file."""
+    from edgeship.calibration.onnx_file import external_files
+
+    return external_files(path) if path.suffix == ".onnx" and path.is_file() else []

@@ -173,7 +173,8 @@ class Auto:
         recipe = self._context.recipe
         plans = [self._calibration.plan(scheme).digest() for scheme in ("full", "pair_limited")]
         settings = recipe.dump("gates", "benchmark", "parity")
-        facts = [self._target.name, plans, settings, jury_digest(recipe), cpu_key(), dict(library_versions())]
+        judged = [jury_digest(recipe), recipe.data.seed]
+        facts = [self._target.name, plans, settings, judged, cpu_key(), dict(library_versions())]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _kept(self, key: str) -> Decision | None:

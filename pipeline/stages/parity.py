@@ -133,6 +133,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
         "targets": list(targets),
         "data": jury_digest(recipe),
         "samples": recipe.parity.samples,
+        "seed": recipe.data.seed,
         "layers": recipe.parity.layers,
         "weights": {name: recipe.quantized_model(name) for name in targets},
         "cpu": cpu_key(),

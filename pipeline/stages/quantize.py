@@ -157,7 +157,7 @@ def _auto_settings(recipe: Recipe) -> Any:
     from edgeship.pipeline.judging import jury_digest
     from edgeship.pipeline.machine import cpu_key
 
-    return [recipe.dump("gates", "benchmark", "parity"), jury_digest(recipe), cpu_key()]
+    return [recipe.dump("gates", "benchmark", "parity"), jury_digest(recipe), recipe.data.seed, cpu_key()]
 
 
 def _data_digests(recipe: Recipe) -> list[str | None]:

@@ -20,6 +20,7 @@ from edgeship.pipeline.releasing.card import CARD, make_card, metrics
 from edgeship.pipeline.releasing.sbom import SBOM, make_sbom, model_card
 from edgeship.pipeline.releasing.signature import SIGNATURE, check_key, sign
 from edgeship.pipeline.releasing.verify import MANIFEST, write_sums
+from edgeship.pipeline.source_files import external_data
 from edgeship.pipeline.stage import Stage, StageContext
 from edgeship.pipeline.workspace import artifacts_of, sha256_of, stage_folder_name, write_atomically, write_json
 
@@ -114,7 +115,10 @@ def _manifest(context: StageContext, artifacts: dict[str, Any]) -> dict[str, Any
 
 
 def _input_files(recipe: Recipe) -> dict[str, Path]:
-    files = {"model": recipe.source_path, "weights": recipe.weights_path}
+    source = recipe.source_path
+    files = {"model": source, "weights": recipe.weights_path}
+    if source is not None:
+        files |= {f"model data {path.name}": path for path in external_data(source)}
     return {role: path for role, path in files.items() if path is not None}
 
 
