@@ -38,10 +38,11 @@ class Difference:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; an infinite SQNR (equal outputs) is null."""
-        values = asdict(self)
-        values["sqnr_db"] = self.sqnr_db if math.isfinite(self.sqnr_db) else None
-        return values
+        """Plain values; null for what is infinite: the SQNR of equal outputs, steps of a reference that never moves."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 @dataclass

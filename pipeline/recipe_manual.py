@@ -33,8 +33,9 @@ def manual() -> str:
     """The page."""
     parts = [HEAD]
     for title, section in _tables():
-        lines = [f"## {title}", "", _sentence(section), "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(name, field) for name, field in section.model_fields.items() if not _section_of(field)]
+        lines = [f"## {title}", "", _sentence(section)]
+        rows = [_row(name, field) for name, field in section.model_fields.items() if not _section_of(field)]
+        lines += ["", "| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
         parts.append("\n".join(lines) + "\n")
     gates = [f"| `{name}` | {_cell(text)} |" for name, text in GATES.items()]
     head = ["## `[gates]`", "", "A gate nobody sets is not a gate.", "", "| gate | limit |", "|---|---|"]

@@ -172,7 +172,7 @@ class Data(Section):
         default=None, description="judge with this many, drawn with `seed`; all"
     )
     labels: Place | None = Field(
-        default=None, description="a CSV (file,label) for an evaluation folder or list without labels"
+        default=None, description="a CSV (file,label) that says the classes of evaluation images"
     )
     seed: NonNegativeInt = Field(default=0, description="draws samples where fewer than all are used")
 

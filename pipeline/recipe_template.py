@@ -7,8 +7,12 @@ import os
 import re
 from pathlib import Path
 
+SUFFIXES = (".onnx", ".pt2", ".py")
+"""The files that a recipe's model can come from."""
+_OPEN = 224
+"""Written for a side that a model leaves open, to be looked at by whoever knows."""
 TEMPLATE = """\
-# What edgeship makes of this model, and what is good enough. Every key: docs/cli.md
+# What edgeship makes of this model, and what is good enough. Every key: docs/recipe.md
 name = {name}
 
 [model]
@@ -50,7 +54,7 @@ def recipe_text(folder: Path, model: Path | None) -> str:
     from edgeship.targets.base import names
 
     stem = model.stem if model else folder.absolute().name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "model"
     from_code = model is None or model.suffix == ".py"
     return TEMPLATE.format(
         name=_quoted(name),
@@ -81,8 +85,11 @@ def _input(model: Path | None) -> str:
     free = [value for value in graph.inputs if value.name not in graph.initializers]
     lines = []
     for value in free[:1]:
-        sides = [side if isinstance(side, int) else 1 for side in value.shape.dims] if value.shape else [1, 3, 224, 224]
-        lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}"]
+        dims = value.shape.dims if value.shape else (1, 3, None, None)
+        sides = [side if isinstance(side, int) else _OPEN if place else 1 for place, side in enumerate(dims)]
+        is_open = any(not isinstance(side, int) for side in dims[1:])
+        note = "   # TODO the model leaves sides open: those it was trained with" if is_open else ""
+        lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}{note}"]
     return "\n".join(lines)
 
 

@@ -18,6 +18,8 @@ PAGE = "report.html"
 
 def print_summary(report: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
     """Prints the report of the run in `folder` on stdout."""
+    from rich.markup import escape  # names of files, nodes and folders may have brackets
+
     out = console or _stdout()
     out.print()
     out.print(_headline(report), highlight=False)
@@ -26,25 +28,25 @@ def print_summary(report: Mapping[str, Any], folder: Path, console: Console | No
     if "compress" in report:
         out.print()
         for line in compress_rows(report["compress"]):
-            out.print(line, highlight=False, soft_wrap=True)
+            out.print(line, markup=False, soft_wrap=True)
     trained = training_rows(report)
     if trained:
         out.print()
     for line in trained:
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, markup=False, soft_wrap=True)
     if report["targets"]:
         out.print()
         out.print(target_table(report))
         out.print()
         for name, facts in report["targets"].items():
-            out.print(f"{name:<14} {_short(folder / facts['artifact'])}", soft_wrap=True)
+            out.print(f"{name:<14} {_short(folder / facts['artifact'])}", markup=False, soft_wrap=True)
     if (folder / PAGE).exists():
-        out.print(f"{'report':<14} {_short(folder / PAGE)}", soft_wrap=True)
+        out.print(f"{'report':<14} {_short(folder / PAGE)}", markup=False, soft_wrap=True)
     notes = warnings(report)
     if notes:
         out.print()
     for line in notes:
-        out.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
+        out.print(f"[yellow]![/] {escape(line)}", soft_wrap=True)
 
 
 def _stdout() -> Console:

@@ -70,8 +70,10 @@ def artifacts_of(folder: Path) -> tuple[Artifact, ...]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replaces `path` by `content` in one step: a reader and a killed writer see the old file or the new one.
 
-    Raises InputError when the folder cannot be written to.
+    Raises InputError when the folder cannot be written to, or the path is taken by a folder or device.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file")
     data = content.encode() if isinstance(content, str) else content
     temporary: str | None = None
     try:

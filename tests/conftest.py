@@ -11,9 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in parallel workers; their threads would fight
+# no property of ours is about time, and a busy machine makes any example slow
+settings.register_profile("edgeship", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgeship")
 
 Nodes = list[onnx.NodeProto]
 Array = np.ndarray[Any, np.dtype[Any]]

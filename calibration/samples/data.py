@@ -157,9 +157,9 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
     """The samples at `path`: a CSV (file[,label]), a folder of images or class folders (also in a .zip), or an .npz.
 
     A CSV's files are relative to `root`, or to the CSV's own folder. `preprocessing` is needed for images. `labels` is
-    a CSV (file,label) for a folder without class folders. `shapes` gives the model's inputs and their shapes (batch
-    ignored, -1 matches anything) to check arrays against; without it an .npz needs the key `input_name`. `classes`
-    bounds the labels.
+    a CSV (file,label) that says the images' classes in the place of class folders or of the list. `shapes` gives the
+    model's inputs and their shapes (batch ignored, -1 matches anything) to check arrays against; without it an .npz
+    needs the key `input_name`. `classes` bounds the labels.
 
     Raises InputError for what is missing, empty or does not fit. The files' contents are checked when they are read.
     """
@@ -168,8 +168,13 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
     if not place.is_absolute() and base is not None and not place.exists() and open_tree(place) is None:
         place = base / place
     if place.suffix.lower() == ".npz" and place.is_file():
-        from edgeship.calibration.samples.array_file import ArraySource
+        from edgeship.calibration.samples.array_file import LABELS, ArraySource
 
+        if labels is not None:
+            raise InputError(
+                f"{place} holds arrays, and {labels} is about image files; accepted: the classes under the key "
+                f"{LABELS[0]!r}"
+            )
         source: Source = ArraySource(place, dict(shapes) if shapes else {input_name: ()})
     else:
         source = _images(place, base, input_name, preprocessing, Path(labels) if labels is not None else None)
@@ -183,7 +188,7 @@ def _images(
     place: Path, root: Path | None, input_name: str, preprocessing: Preprocessing | None, labels: Path | None
 ) -> ImageSource:
     if place.suffix.lower() == ".csv":
-        tree, files = read_csv(place, root or place.parent)
+        tree, files = read_csv(place, root or place.parent, labels)
     else:
         found = open_tree(place)
         if found is None:

@@ -6,6 +6,7 @@ import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -42,13 +43,8 @@ class DiskTree:
         return str(self.folder)
 
     def files(self) -> list[str]:
-        """All files below, sorted, without hidden ones; links to folders are followed once."""
-        found = []
-        for folder, below, names in os.walk(self.folder):
-            below[:] = [name for name in below if not _hidden(name)]
-            inside = Path(folder).relative_to(self.folder)
-            found += [(inside / name).as_posix() for name in names if not _hidden(name)]
-        return sorted(found)
+        """All files below, sorted, without hidden ones; links to folders are followed, but not in circles."""
+        return sorted(path.relative_to(self.folder).as_posix() for path in _below(self.folder, frozenset()))
 
     def has(self, name: str) -> bool:
         """Whether the file is there."""
@@ -63,6 +59,21 @@ class DiskTree:
             return path.read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """The files below a folder; none where it is one of the folders `above`, which a link leads back to."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _below(folder / entry.name, above | {real})
+            else:
+                yield folder / entry.name
 
 
 class _Archive:

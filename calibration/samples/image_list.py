@@ -60,8 +60,11 @@ def _labelled(tree: FileTree, names: Sequence[str], labels: Path) -> list[ImageF
     return files
 
 
-def read_csv(path: Path, root: Path) -> tuple[FileTree, list[ImageFile]]:
-    """The folder and the images that a CSV with the header file[,label] lists, in its order. Raises InputError."""
+def read_csv(path: Path, root: Path, labels: Path | None = None) -> tuple[FileTree, list[ImageFile]]:
+    """The folder and the images that a CSV with the header file[,label] lists, in its order.
+
+    Another CSV of labels (file,label) takes the place of its own. Raises InputError.
+    """
     rows = _rows(path)
     tree = open_tree(root)
     if tree is None:
@@ -74,7 +77,7 @@ def read_csv(path: Path, root: Path) -> tuple[FileTree, list[ImageFile]]:
     missing = [row.name for row in rows if not tree.has(row.name)]
     if missing:
         raise InputError(f"{path} lists {len(missing)} files that are not in {tree.where}: {_some(missing)}")
-    return tree, rows
+    return tree, rows if labels is None else _labelled(tree, [row.name for row in rows], labels)
 
 
 def _rows(path: Path) -> list[ImageFile]:

@@ -17,7 +17,7 @@ from edgeship.pipeline.commands.files import FILE
 @click.option("--model", type=FILE, help="The model the recipe is for: .onnx, .pt2 or a .py file with a factory.")
 def init(folder: Path, model: Path | None) -> None:
     """Write a commented recipe.toml into FOLDER; an existing one is left alone."""
-    from edgeship.pipeline.recipe_template import recipe_text
+    from edgeship.pipeline.recipe_template import SUFFIXES, recipe_text
     from edgeship.pipeline.workspace import write_atomically
 
     path = folder / "recipe.toml"
@@ -25,6 +25,8 @@ def init(folder: Path, model: Path | None) -> None:
         raise InputError(f"{path} exists already; it was left as it is")
     if model is not None and not model.is_file():
         raise InputError(f"there is no model {model}")
+    if model is not None and model.suffix not in SUFFIXES:
+        raise InputError(f"--model {model}: a recipe cannot start from it; accepted: {', '.join(SUFFIXES)}")
     write_atomically(path, recipe_text(folder, model))
     click.echo(f"wrote {path}; fill in what is marked with TODO, then: edgeship deploy {path}")
 

@@ -118,6 +118,8 @@ def open_data(
     if not inputs:
         raise InputError("the model has no inputs; accepted: a model with an image input")
     if data.suffix == ".toml":
+        if labels is not None:
+            raise InputError(f"--labels {labels}: {data.name} says itself where its labels are; set data.labels there")
         return _recipe_samples(load_recipe(data), inputs, calibration=calibration)
     name = next(iter(inputs))
     if data.suffix == ".npz":

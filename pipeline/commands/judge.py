@@ -65,15 +65,22 @@ def _compared(facts: dict[str, Any]) -> str:
     lines = [f"{facts['b']} against {facts['a']} on {facts['samples']} samples"]
     width = max(len(name) for name in facts["outputs"])
     for name, values in facts["outputs"].items():
-        sqnr = "equal" if values["sqnr_db"] is None else f"{values['sqnr_db']:.1f} dB"
+        sqnr = _sqnr(values)
         unit = "steps" if values["step_kind"] == "quantized" else "of 255 parts of its range"
+        steps = "no step to count in" if values["max_steps"] is None else f"max {values['max_steps']:.3g} {unit}"
         lines.append(
             f"  {name:<{width}}  max {values['max_abs']:.3g}, mean {values['mean_abs']:.3g}, SQNR {sqnr}, "
-            f"cosine {values['cosine']:.6f}, max {values['max_steps']:.3g} {unit}"
+            f"cosine {values['cosine']:.6f}, {steps}"
         )
     if facts["agreement"] is not None:
         lines.append(f"  same decision: {100 * facts['agreement']:.2f} %")
     return "\n".join(lines)
+
+
+def _sqnr(values: dict[str, Any]) -> str:
+    if values["sqnr_db"] is not None:
+        return f"{values['sqnr_db']:.1f} dB"
+    return "equal" if not values["max_abs"] else "none: the reference never moves"
 
 
 @click.command(short_help="Score a model on labelled data.")
@@ -96,7 +103,9 @@ def evaluate(
     if samples is not None:
         opened = opened.take(samples)
     if not opened.has_labels:
-        raise InputError(f"{data} has no labels; give --labels CSV with the columns file,label")
+        where = {".npz": "accepted: the classes under the key label", ".toml": "set data.labels in it"}
+        accepted = where.get(data.suffix.lower(), "give --labels CSV with the columns file,label")
+        raise InputError(f"{data} has no labels; {accepted}")
     score = Score()
     with StepProgress("evaluate") as progress:
         for done, sample in enumerate(opened):

@@ -25,6 +25,8 @@ def check_output(out: Path, *inputs: Path) -> None:
     """Raises InputError where writing `out` would fail or overwrite one of `inputs`."""
     if out.is_dir():
         raise InputError(f"-o {out} is a folder; give a file")
+    if out.exists() and not out.is_file():
+        raise InputError(f"-o {out} is no regular file; it would be replaced, not written to")
     for path in inputs:
         if out.exists() and path.exists() and out.samefile(path):
             raise InputError(f"-o {out} is the input; inputs are never modified")
@@ -42,7 +44,7 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
     from edgeship.pipeline.stages.export import export_recipe
 
     loaded = load_recipe(recipe, overrides)
-    check_output(out, recipe, *([loaded.source_path] if loaded.source_path else []))
+    check_output(out, recipe, *(path for path in (loaded.source_path, loaded.weights_path) if path))
     result = export_recipe(loaded, out)
     click.echo(f"wrote {out}: opset {result.facts['opset']}, {result.facts['parameters']:,} parameters")
 

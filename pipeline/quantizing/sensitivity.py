@@ -58,7 +58,7 @@ class Cache:
         from edgeship.pipeline.workspace import write_json
 
         try:
-            return Cost(**self._known[key])
+            return Cost.from_json(self._known[key])
         except (KeyError, TypeError):
             cost = make()
         self._known[key] = cost.to_json()

@@ -10,6 +10,7 @@ The decision costs (drop) count; the other two are fine enough to rank layers th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,13 @@ class Cost:
         return (self.loss if self.loss is not None else 0.0, self.noise)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; a noise without end, of outputs that never moved before, is null."""
+        return {**asdict(self), "noise": self.noise if math.isfinite(self.noise) else None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Cost:
+        """What `to_json` wrote. Raises KeyError or TypeError for anything else."""
+        return cls(**{**values, "noise": math.inf if values["noise"] is None else values["noise"]})
 
 
 class Yardstick:

@@ -203,7 +203,7 @@ def _errors(target: str, rows: list[Facts]) -> Table:
                 say.number(row.number("max_steps"), 3),
                 say.number(row.number("mean_steps"), 2),
                 say.number(row.number("own", "max_steps"), 3),
-                "equal" if row.number("sqnr_db") is None else say.number(row.number("sqnr_db"), 3),
+                "equal" if row.number("max_abs") == 0 else say.number(row.number("sqnr_db"), 3),
             )
             for row in rows[:MOST_ROWS]
         ),

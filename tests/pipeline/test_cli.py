@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
 from edgeship.calibration.errors import GateError, InputError, StageError
 from edgeship.calibration.types import Array
@@ -154,6 +156,24 @@ def test_init_writes_a_recipe_that_loads_for_any_kind_of_model(tmp_path: Path, n
     assert recipe.name == ("net" if name else "new-folder")
 
 
+def test_init_asks_for_sides_that_a_model_leaves_open(tmp_path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    for place in (0, 2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[place].dim_param = f"side_{place}"
+    del proto.graph.value_info[:]
+    onnx.save(proto, model)
+    assert run("init", tmp_path, "--model", model).exit_code == 0
+    assert "shape = [1, 3, 224, 224]   # TODO the model leaves sides open" in (tmp_path / "recipe.toml").read_text()
+
+
+def test_init_refuses_a_model_that_no_recipe_can_start_from(tmp_path: Path) -> None:
+    (tmp_path / "net.h5").write_text("")
+    result = run("init", tmp_path, "--model", tmp_path / "net.h5")
+    assert result.exit_code == 2
+    assert last_line(result).endswith("accepted: .onnx, .pt2, .py")
+    assert not (tmp_path / "recipe.toml").exists()
+
+
 def test_inspect_shows_inputs_and_operators(model: Path) -> None:
     assert "image" in run("inspect", model).stdout
     assert json.loads(run("inspect", model, "--json").stdout)
@@ -229,7 +249,41 @@ def test_evaluate_without_labels_says_what_is_missing(tmp_path: Path, model: Pat
     np.savez(tmp_path / "plain.npz", image=tiny_images)
     result = run("evaluate", model, "--data", tmp_path / "plain.npz")
     assert result.exit_code == 2
-    assert "has no labels; give --labels CSV" in last_line(result)
+    assert "has no labels; accepted: the classes under the key label" in last_line(result)
+
+
+def test_compare_prints_json_where_the_reference_never_moves(tmp_path: Path, tiny_models: dict[str, bytes]) -> None:
+    paths = []
+    for name, scale in (("a.onnx", 1.0), ("b.onnx", 2.0)):
+        model = onnx.load_from_string(tiny_models["plain"])
+        for tensor in model.graph.initializer:
+            values = np.zeros if tensor.name == "fc_weight" else np.ones
+            if tensor.name.startswith("fc_"):
+                shape = tuple(tensor.dims)
+                tensor.CopyFrom(numpy_helper.from_array(np.asarray(values(shape) * scale, np.float32), tensor.name))
+        paths.append(tmp_path / name)
+        onnx.save(model, paths[-1])
+    np.savez(tmp_path / "one.npz", image=np.zeros((1, 3, 12, 12), np.float32))
+    result = run("compare", *paths, "--data", tmp_path / "one.npz", "--json")
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout, parse_constant=pytest.fail)["outputs"]["logits"]
+    assert (figures["max_abs"], figures["max_steps"], figures["sqnr_db"]) == (1.0, None, None)
+    shown = run("compare", *paths, "--data", tmp_path / "one.npz").stdout
+    assert "SQNR none: the reference never moves" in shown
+    assert "no step to count in" in shown
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"), [("tiny.npz", "accepted: the classes under the key 'label'"), ("r.toml", "set data.labels")]
+)
+def test_labels_that_would_be_ignored_are_refused(
+    tmp_path: Path, model: Path, tiny_data: Path, data: str, sentence: str
+) -> None:
+    (tmp_path / "tiny.npz").write_bytes(tiny_data.read_bytes())
+    (tmp_path / "r.toml").write_text('name = "r"\nmodel.source = "model.onnx"\n[targets.onnxruntime]\n')
+    result = run("evaluate", model, "--data", tmp_path / data, "--labels", tmp_path / "labels.csv")
+    assert result.exit_code == 2
+    assert sentence in last_line(result)
 
 
 def test_bench_compares_with_a_baseline(tmp_path: Path, model: Path) -> None:
@@ -292,7 +346,7 @@ def test_a_file_that_is_no_model_is_one_sentence_and_nothing_is_written(
 
 def test_an_output_that_is_the_input_or_a_folder_is_refused(tmp_path: Path, model: Path) -> None:
     before = model.read_bytes()
-    for out in (model, tmp_path, tmp_path / "none" / "out.onnx"):
+    for out in (model, tmp_path, tmp_path / "none" / "out.onnx", Path("/dev/null")):
         assert run("simplify", model, "-o", out).exit_code == 2
     assert model.read_bytes() == before
 

@@ -95,6 +95,27 @@ def test_a_quantized_model_with_the_usual_error_passes(tmp_path: Path, exported:
     check_models("quantize", [ModelOutput("full.onnx", steps=True)], folder, recipe, {"export": exported})
 
 
+@pytest.mark.parametrize(("off", "is_sound"), [(1.1, True), (-1.0, False)])
+def test_an_output_that_never_moves_is_held_against_its_size(
+    tmp_path: Path, exported: Path, recipe: Recipe, off: float, is_sound: bool
+) -> None:
+    constant = changed(
+        changed((exported / "model.onnx").read_bytes(), "fc_weight", np.zeros_like), "fc_bias", np.ones_like
+    )
+    golden = dict(np.load(exported / "golden.npz"))
+    golden["output:logits"] = np.ones_like(golden["output:logits"])
+    np.savez(exported / "golden.npz", **golden)
+    folder = tmp_path / "4-quantize"
+    folder.mkdir()
+    (folder / "full.onnx").write_bytes(changed(constant, "fc_bias", lambda bias: bias * off))
+    models = [ModelOutput("full.onnx", steps=True)]
+    if is_sound:
+        check_models("quantize", models, folder, recipe, {"export": exported})
+    else:
+        with pytest.raises(StageError, match=r"is off by up to 2 where 1 was recorded throughout; accepted: 0\.891"):
+            check_models("quantize", models, folder, recipe, {"export": exported})
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

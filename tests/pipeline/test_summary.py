@@ -87,6 +87,15 @@ def test_everything_one_wants_to_know_is_said(text: str) -> None:
     assert text in printed(REPORT)
 
 
+def test_brackets_in_names_are_printed_as_they_are() -> None:
+    finding = {"where": "data", "rule": "twins", "seen": "[bold] 1.png = [/x] 2.png", "accepted": ""}
+    report = {**REPORT, "quantization": {"data": {"findings": [finding]}}}
+    stream = io.StringIO()
+    print_summary(report, Path("[red]runs/digits"), Console(file=stream, width=110))
+    assert "[red]runs/digits/9-release/model.tflite" in stream.getvalue()
+    assert "twins: [bold] 1.png = [/x] 2.png" in stream.getvalue()
+
+
 def test_what_is_only_compared_with_is_left_out() -> None:
     assert "fp32.tflite" not in printed(REPORT)
     assert "convert.json" not in printed(REPORT)

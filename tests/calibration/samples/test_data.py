@@ -121,6 +121,31 @@ def test_a_csv_of_labels_goes_with_a_flat_folder(tmp_path: Path) -> None:
         open_samples(tmp_path / "flat", preprocessing=PLAIN, labels=labels)
 
 
+def test_a_csv_of_labels_takes_the_place_of_a_lists_own(class_folders: Path, tmp_path: Path) -> None:
+    labels = _write_csv(tmp_path / "labels.csv", [["file", "label"], ["cat/1.png", 5], ["ape/0.png", 6]])
+    for header in (["file"], ["file", "label"]):
+        rows: list[list[object]] = [[*header], *([name, 9][: len(header)] for name in ("ape/0.png", "cat/1.png"))]
+        listed = _write_csv(tmp_path / "list.csv", rows)
+        samples = open_samples(listed, root=class_folders, preprocessing=PLAIN, labels=labels)
+        assert samples.labels == (6, 5)
+
+
+def test_a_csv_of_labels_beside_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", input=np.zeros((2, 3), np.float32))
+    with pytest.raises(InputError, match="accepted: the classes under the key 'label'"):
+        open_samples(tmp_path / "data.npz", labels=tmp_path / "labels.csv")
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(class_folders: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("ape", "bee"):
+        (linked / name).symlink_to(class_folders / "cat", target_is_directory=True)
+    (class_folders / "cat" / "itself").symlink_to(class_folders / "cat", target_is_directory=True)
+    samples = open_samples(linked, preprocessing=PLAIN)
+    assert samples.names == tuple(f"{name}/{number}.png" for name in ("ape", "bee") for number in range(3))
+
+
 @pytest.mark.parametrize("count", [1, 3, 5, 8, 9, 20])
 def test_taking_spreads_over_classes_and_repeats(class_folders: Path, count: int) -> None:
     samples = open_samples(class_folders, preprocessing=PLAIN)
