@@ -20,7 +20,7 @@ def source_files(recipe: Recipe) -> Sequence[Path]:
 
 
 def factory_files(recipe: Recipe, source: str, field: str) -> Sequence[Path]:
-    """The file that `source` names and those it is read with: an ONNX file's external data, the code a `.py` may import.
+    """The file that `source` names and those read with it: an ONNX file's external data, the code a `.py` may import.
 
     Raises InputError for an ONNX file that is none.
     """
