@@ -10,6 +10,7 @@ from edgeship.pipeline.section import Section
 from edgeship.pipeline.training_section import Training
 
 Importance = Literal["magnitude", "taylor", "activation", "apoz"]
+"""What a weight or channel can be ranked by."""
 
 
 class Prune(Section):
@@ -20,7 +21,10 @@ class Prune(Section):
         description="structured: whole channels, for real; soft: channels are zeroed each epoch, trained on, and "
         "removed at the end; unstructured: single weights become zero (smaller when compressed, not faster)",
     )
-    importance: Importance = Field(default="magnitude", description="what a weight or channel is ranked by")
+    importance: Literal["auto", Importance] = Field(
+        default="auto",
+        description="what a weight or channel is ranked by; auto: taylor with `structured`, magnitude with the others",
+    )
     scope: Literal["global", "layer"] = Field(
         default="global", description="rank all layers together, or take the same share of each layer"
     )
@@ -45,13 +49,20 @@ class Prune(Section):
             raise ValueError("exactly one of ratio, macs, max_bytes and max_latency_ms")
         if self.kind != "structured" and goals != ["ratio"]:
             raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels')
-        if self.kind == "soft" and self.importance != "magnitude":
+        if self.kind == "soft" and self.ranked_by != "magnitude":
             raise ValueError('importance = "magnitude" with kind = "soft", which ranks anew after each epoch')
         if self.kind == "soft" and self.steps != 1:
             raise ValueError('steps = 1 with kind = "soft", which prunes in every epoch')
         if self.kind == "unstructured" and self.importance == "apoz":
             raise ValueError('importance = "magnitude", "taylor" or "activation" with kind = "unstructured"')
         return self
+
+    @property
+    def ranked_by(self) -> Importance:
+        """What `importance` means for this kind of pruning."""
+        if self.importance != "auto":
+            return self.importance
+        return "taylor" if self.kind == "structured" else "magnitude"
 
 
 class Teacher(Section):

@@ -104,8 +104,8 @@ class Compressor:
                 model = self._result.model
                 found = prunable(model, self._example, prune)
                 self._result.kept.update(found.kept)
-                evidence = gather(model, prune.importance, self._loss, self._data.training, prune.batches)
-                scores = {each.name: channel_scores(model, each, prune.importance, evidence) for each in found.groups}
+                evidence = gather(model, prune.ranked_by, self._loss, self._data.training, prune.batches)
+                scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
                 ranking = Ranking(found.groups, scores, prune)
                 part = step / prune.steps
                 if prune.ratio is not None:
@@ -141,8 +141,8 @@ class Compressor:
         names = maskable(model, prune)
         assert prune.ratio is not None
         for step in range(1, prune.steps + 1):
-            evidence = gather(model, prune.importance, self._loss, self._data.training, prune.batches)
-            scores = weight_scores(model, names, prune.importance, evidence)
+            evidence = gather(model, prune.ranked_by, self._loss, self._data.training, prune.batches)
+            scores = weight_scores(model, names, prune.ranked_by, evidence)
             hook = Masks(choose_masks(scores, prune.ratio * step / prune.steps, prune))
             hook.apply(model)
             self._train(f"step-{step}", self._step_training(prune, step), [hook])

@@ -141,6 +141,14 @@ def test_every_importance_ranks_a_channel_that_does_nothing_last(kind: Any, stri
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("kind", "ranked_by"), [("structured", "taylor"), ("unstructured", "magnitude"), ("soft", "magnitude")]
+)
+def test_the_default_importance_follows_the_kind_and_a_named_one_holds(kind: Any, ranked_by: str) -> None:
+    assert Prune(kind=kind, ratio=0.5).ranked_by == ranked_by
+    assert Prune(kind=kind, ratio=0.5, importance="magnitude").ranked_by == "magnitude"
+
+
 def test_taylor_importance_estimates_the_loss_of_removing_a_channel(striped: Make, build: Make) -> None:
     """Its claim: channels that it calls important cost more than those it does not, measured one by one."""
     model, data, loss = build("residual"), striped(batch_size=64), Classification()
