@@ -75,8 +75,8 @@ def make_plan(model: ir.Model, rules: QuantRules, observers: Mapping[str, Observ
     if refused:
         selection = selection.without(refused, rules)
         groups, _ = share_scales(selection, rules, seen)
-    by_group = group_params(selection, rules, groups, seen)
     pinned = {name for name, observer in observers.items() if isinstance(observer, Pinned) and observer.exact}
+    by_group = group_params(selection, rules, groups, seen, pinned)
     if not any(value.name in pinned for value in model.graph.inputs):
         by_group |= _image_inputs(model, rules, groups, by_group)
     activations, folded = _activation_params(selection, groups, by_group)

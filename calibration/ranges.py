@@ -8,7 +8,7 @@ that zero is exact (padding and ReLU need it). Symmetric: scale = max(|low|, |hi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,6 +76,12 @@ def choose(values: Range, spec: TensorSpec) -> QuantParams:
     scale = values.span / (spec.qmax - spec.qmin)
     zero_point = round(spec.qmin - values.low / scale)
     return QuantParams(np.asarray(scale), np.asarray(min(max(zero_point, spec.qmin), spec.qmax)), spec)
+
+
+def around_zero(values: Range, spec: TensorSpec) -> QuantParams:
+    """Parameters like `choose` gives for an asymmetric format, but with zero point 0."""
+    scale = choose(values, replace(spec, symmetric=True)).scale
+    return QuantParams(scale, np.zeros(()), spec)
 
 
 def fixed(demand: FixedOutput, spec: TensorSpec) -> QuantParams:

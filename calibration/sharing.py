@@ -2,7 +2,7 @@
 
 An operator whose int8 kernel moves or averages integers (Concat, MaxPool, Reshape ...) joins its inputs and output
 into one group. A group's range is the union of its members' ranges; a kernel's fixed output (Softmax: 1/256, -128)
-fixes its group.
+fixes its group. Where a kernel wants the zero point 0, its group has it, at the cost of less than one bit.
 
 An operator is refused, and stays float with both sides keeping their own scales, where it would join
 
@@ -13,7 +13,7 @@ An operator is refused, and stays float with both sides keeping their own scales
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,7 +29,7 @@ from edgeship.calibration.operators import (
     float_outputs,
     value_name,
 )
-from edgeship.calibration.ranges import Range, choose, fixed, range_of, representable, union
+from edgeship.calibration.ranges import Range, around_zero, choose, fixed, range_of, representable, union
 from edgeship.calibration.selection import Selection, moves, reaches
 from edgeship.calibration.types import FixedOutput, QuantParams, QuantRules
 
@@ -142,11 +142,16 @@ def _too_unequal(node: ir.Node, parts: Sequence[_Demand], int8: set[ir.Node], ru
 
 
 def group_params(
-    selection: Selection, rules: QuantRules, groups: Groups[str], seen: Mapping[str, Range]
+    selection: Selection,
+    rules: QuantRules,
+    groups: Groups[str],
+    seen: Mapping[str, Range],
+    pinned: Collection[str] = (),
 ) -> dict[str, QuantParams]:
-    """The parameters of each group, by its root."""
+    """The parameters of each group, by its root; `pinned`: tensors whose very parameters the user chose."""
     ranges: dict[str, list[Range]] = {}
     demanded: dict[str, FixedOutput] = {}
+    centred: set[str] = set()
     int8 = set(selection.int8)
     for node in selection.int8:
         for value in quantized_values(node, selection):
@@ -159,14 +164,25 @@ def group_params(
                     f"tensor {value.name} was not observed; make_plan needs every tensor of tensors_to_observe"
                 )
             ranges.setdefault(root, []).append(demand.range)
+            if _wants_zero(value, rules):
+                centred.add(root)
         if moves(node, rules):
             root = groups.root(value_name(float_outputs(node)[0]))
             ranges[root] += [range_of(array) for _, _, array in constant_operands(node)]
             ranges[root].append(_padding(node))
+    centred -= {groups.root(name) for name in pinned if name in groups}
     return {
-        root: fixed(demanded[root], rules.activation) if root in demanded else choose(union(every), rules.activation)
+        root: fixed(demanded[root], rules.activation)
+        if root in demanded
+        else (around_zero if root in centred else choose)(union(every), rules.activation)
         for root, every in ranges.items()
     }
+
+
+def _wants_zero(value: ir.Value, rules: QuantRules) -> bool:
+    """Whether a kernel that reads the value wants its zero point to be 0."""
+    readers = [(rules.operators.get(node.op_type), index) for node, index in value.uses()]
+    return any(rule is not None and index in rule.symmetric for rule, index in readers)
 
 
 def _derivable(value: ir.Value) -> bool:

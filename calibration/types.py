@@ -124,12 +124,14 @@ class OperatorRule:
     `shares_scale`: activations in and out have one scale (the kernel only moves, selects or averages integers).
     `fixed_output`: the output's parameters are the kernel's, not the data's.
     `check`: why the kernel cannot take this very node in int8, or None when it can.
+    `symmetric`: the inputs that want the zero point 0 where they are computed (the fast kernel takes no other).
     """
 
     op_type: str
     shares_scale: bool = False
     fixed_output: FixedOutput | None = None
     check: Callable[[ir.Node], str | None] = _always
+    symmetric: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -290,4 +292,5 @@ def _strictest_operator(op_type: str, every: Sequence[QuantRules]) -> OperatorRu
                 return f"{name}: {reason}"
         return None
 
-    return OperatorRule(op_type, any(r.shares_scale for _, r in present), next(iter(fixed), None), check)
+    symmetric = frozenset[int]().union(*(rule.symmetric for _, rule in present))
+    return OperatorRule(op_type, any(r.shares_scale for _, r in present), next(iter(fixed), None), check, symmetric)

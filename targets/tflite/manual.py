@@ -100,8 +100,13 @@ def _limits(op: Op) -> str:
     """The docstrings of the entry's limits; those that only bind int8 say so."""
     said = [_line(limit) for limit in op.limits]
     said += [f"int8: {_line(limit)}" for limit in (op.int8.limits if op.int8 else ()) if limit not in op.limits]
+    said += [f"int8: Input {index} wants zero point 0 where it is computed." for index in _symmetric(op)]
     said += [f"hybrid: {_line(limit)}" for limit in op.hybrid or () if limit not in (op.int8.limits if op.int8 else ())]
     return " ".join(dict.fromkeys(line for line in said if line))
+
+
+def _symmetric(op: Op) -> list[int]:
+    return sorted(op.int8.symmetric) if op.int8 else []
 
 
 def _line(limit: Limit) -> str:

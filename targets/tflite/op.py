@@ -36,14 +36,16 @@ class Int8:
 
     `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
     it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
-    scale of their own. `limits`: nodes it cannot take, which then run in float. `wide`: what the kernel demands where
-    activations have 16 bits with zero point 0 (16x8); None: it takes 8 bits only.
+    scale of their own. `symmetric`: computed inputs for which XNNPACK has a kernel only with zero point 0. `limits`:
+    nodes it cannot take, which then run in float. `wide`: what the kernel demands where activations have 16 bits with
+    zero point 0 (16x8); None: it takes 8 bits only.
     """
 
     shares_scale: bool = False
     moves: bool = False
     fixed_output: FixedOutput | None = None
     real_inputs: frozenset[int] = frozenset()
+    symmetric: frozenset[int] = frozenset()
     limits: tuple[Limit, ...] = ()
     wide: Int16 | None = None
 

@@ -27,4 +27,4 @@ def rule(op: Op) -> OperatorRule:
         except Unsupported as error:
             return f"{error.rule} ({error.seen})" if error.seen else error.rule
 
-    return OperatorRule(op.onnx, op.int8.shares_scale, op.int8.fixed_output, check)
+    return OperatorRule(op.onnx, op.int8.shares_scale, op.int8.fixed_output, check, op.int8.symmetric)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edgeship.calibration.algorithms.minmax import MinMax
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.overrides import Override
 from edgeship.calibration.plan import make_plan, tensors_to_observe
 from edgeship.calibration.types import QuantPlan, QuantRules
 
@@ -197,6 +198,45 @@ def test_a_sigmoid_keeps_its_scale_through_a_reshape(build: Build, quantized: Qu
     )
     plan, _ = quantized(model)
     assert plan.activations["y"].same_as(plan.activations["s"])
+
+
+ATTENTION = (
+    "(float[1,3,4] x) => (float[1,3,3] y) { q = MatMul(x, wq) k = MatMul(x, wk) t = Transpose <perm = [0, 2, 1]> (k)"
+    " p = MatMul(q, t) y = Softmax <axis = -1> (p) }"
+)
+
+
+def _with_symmetric_keys(rules: QuantRules) -> QuantRules:
+    product = replace(rules.operators["MatMul"], symmetric=frozenset({1}))
+    return replace(rules, operators={**rules.operators, "MatMul": product})
+
+
+def test_an_input_that_wants_zero_point_0_gets_it_with_all_that_share_its_scale(
+    build: Build, quantized: Quantized, rules: QuantRules
+) -> None:
+    model = build(ATTENTION, wq=np.eye(4), wk=np.diag([1.0, 1.0, 1.0, -3.0]))
+    plain, _ = quantized(model)
+    plan, _ = quantized(model, rules=_with_symmetric_keys(rules))
+    assert int(plain.activations["k"].zero_point) != 0
+    for name in ("k", "t"):
+        assert int(plan.activations[name].zero_point) == 0
+        assert plan.activations[name].spec == plain.activations[name].spec
+        assert 1.0 < plan.activations[name].scale / plain.activations[name].scale < 2.01  # less than a bit
+    assert plan.activations["q"].same_as(plain.activations["q"])  # the first operand may have any
+
+
+def test_a_pinned_zero_point_and_a_kernels_own_are_stronger_than_the_wish_for_0(
+    build: Build, quantized: Quantized, rules: QuantRules
+) -> None:
+    weights = {"wq": np.eye(4), "wk": np.eye(4)}
+    pin = Override("k", scale=0.125, zero_point=-5)
+    plan, _ = quantized(build(ATTENTION, **weights), rules=_with_symmetric_keys(rules), overrides=[pin])
+    assert (float(plan.activations["k"].scale), int(plan.activations["k"].zero_point)) == (0.125, -5)
+    text = ATTENTION.replace("t = Transpose <perm = [0, 2, 1]> (k)", "t = Softmax <axis = -1> (k)")
+    plan, _ = quantized(
+        build(text.replace("1,3,", "1,4,").replace("4,3]", "4,4]"), **weights), rules=_with_symmetric_keys(rules)
+    )
+    assert int(plan.activations["t"].zero_point) == -128
 
 
 def test_a_constant_zero_tensor_gets_a_sane_scale(build: Build, quantized: Quantized) -> None:

@@ -251,6 +251,26 @@ def test_int8_kernel_is_within_its_steps_of_the_qdq_reference(  # noqa: PLR0917 
         assert steps.max() <= case.steps + 1e-3, f"{output}: {steps.max():.2f} steps, mean {steps.mean():.3f}"
 
 
+def test_product_with_a_second_matrix_of_zero_point_0_is_exact(
+    model_of: Callable[..., onnx.ModelProto],
+    quantize: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+) -> None:
+    """As attention's keys and values are planned: one rounding, of the exact sum."""
+    shapes = {"x": (6, 40, 32), "x2": (6, 32, 40)}
+    model = model_of([helper.make_node("MatMul", ["x", "x2"], ["y"], name="node")], shapes, ["y"])
+    ranges = {"x": (0.0517, 3), "x2": (0.0291, 0), "y": (0.2983, 10)}
+    rng = np.random.default_rng(2)
+    integers = {name: rng.integers(-128, 128, shape) for name, shape in shapes.items()}
+    (sx, zx), (sw, zw), (sy, zy) = ranges.values()
+    exact = np.matmul(integers["x"] - zx, integers["x2"] - zw) * (np.float64(np.float32(sx)) * np.float32(sw))
+    expected = np.clip(np.rint(exact / np.float32(sy)) + zy, -128, 127)
+    path = convert(quantize(model, ranges), io_dtype="int8")
+    feeds = {n: ((q - ranges[n][1]) * np.float32(ranges[n][0])).astype(np.float32) for n, q in integers.items()}
+    seen = np.rint(TFLiteSession(path).run(feeds)["y"] / np.float32(sy)) + zy
+    np.testing.assert_array_equal(seen, expected)
+
+
 WIDE = sorted(name for name, case in CASES.items() if (rule := REGISTRY[case.op].int8) and rule.wide)
 WIDE_STEPS = {"softmax": 6, "softmax_channels": 6, "sigmoid": 2, "tanh": 3}
 """Of 1/32768: TFLite interpolates these functions in tables."""
