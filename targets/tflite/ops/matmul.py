@@ -1,9 +1,9 @@
 """Matrix products: FULLY_CONNECTED with constant weights, BATCH_MATMUL between computed matrices.
 
-int8 rounding as in convolutions: at most one step from the QDQ reference. A computed second matrix (the keys and values
-of attention) is planned with zero point 0. With another, LiteRT 2.3 has XNNPACK leave the product to a kernel that takes
-7 to 30 times as long and rounds twice, which puts up to 0.4 % of the results a step off; and the XNNPACK delegate of
-TensorFlow 2.21 takes the zero point for 0 all the same (up to 25 steps off).
+int8 rounding as in convolutions: at most one step from the QDQ reference. A computed second matrix (the keys and
+values of attention) is planned with zero point 0. With another, LiteRT 2.3 has XNNPACK leave the product to a kernel
+that takes 7 to 30 times as long and rounds twice, which puts up to 0.4 % of the results a step off; and the XNNPACK
+delegate of TensorFlow 2.21 takes the zero point for 0 all the same (up to 25 steps off).
 """
 
 from __future__ import annotations
