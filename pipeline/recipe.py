@@ -276,6 +276,11 @@ class Recipe(Section):
         """The quantized model the target is made from: its name, without suffix, in the quantize stage's folder."""
         return target if self.has_own_form(target) else self.weight_scheme(target)
 
+    def shipped_schemes(self) -> tuple[WeightScheme, ...]:
+        """The weight schemes that an artifact is made from, sorted; a target with a form of its own asks for none."""
+        own = [name for name in self.targets if self.has_own_form(name)]
+        return tuple(sorted({self.weight_scheme(name) for name in self.targets if name not in own}))
+
     def has_own_form(self, target: str) -> bool:
         """Whether the target's quantized model is its own: of a form that no weight scheme says, or to be found out."""
         options = self.targets[target]

@@ -125,6 +125,8 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         *_channel_problems(recipe),
     ]
     problems += [*_device_problems(recipe), *_compress_problems(recipe, known)]
+    if not problems:
+        problems += _qat_problems(recipe)
     if problems:
         raise InputError(_sentence(path, problems))
 
@@ -153,6 +155,37 @@ def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
     if (recipe.data.training is None) == (recipe.data.loaders is None):
         seen = "neither is set" if recipe.data.training is None else "both are set"
         problems.append(f"data.training, data.loaders: {seen}; accepted with [compress]: one of them")
+    return problems
+
+
+def _qat_problems(recipe: Recipe) -> list[str]:
+    """What [quantize.qat] asks for and other tables exclude or lack."""
+    settings = recipe.quantize.qat
+    if settings is None:
+        return []
+    problems = []
+    own = [name for name in sorted(recipe.targets) if recipe.has_own_form(name)]
+    if own:
+        problems.append(
+            f"quantize.qat: trains the plan that targets share; {', '.join(own)} would have a form of its own "
+            '(quantize.scheme, targets.NAME.weights = "unsigned", keep_float), which stays untrained; accepted: one of '
+            "the two"
+        )
+    elif settings.learn_scales and len(recipe.shipped_schemes()) > 1:
+        problems.append(
+            "quantize.qat.learn_scales: seen true; targets with other weights would get other activation scales, which "
+            'must be the same everywhere; accepted: false, or quantize.weights = "shared" or "full"'
+        )
+    if settings.objective == "teacher" and (recipe.compress is None or recipe.compress.distill is None):
+        problems.append(
+            'quantize.qat.objective: seen "teacher", and there is no [compress.distill] that names one; accepted: '
+            '"distill" (from the float model), "labels", or such a table'
+        )
+    if settings.data == "training" and (recipe.data.training is None) == (recipe.data.loaders is None):
+        seen = "neither is set" if recipe.data.training is None else "both are set"
+        problems.append(
+            f'data.training, data.loaders: {seen}; accepted with quantize.qat.data = "training": one of them'
+        )
     return problems
 
 

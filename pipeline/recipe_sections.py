@@ -231,13 +231,19 @@ class Qat(Training):
     epochs: PositiveInt = Field(default=10, description="passes over the training data")
     batch_size: PositiveInt = Field(default=10, description="samples of a step, over all processes together")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has momentum; adamw ignores it")
-    lr: PositiveFloat = Field(default=3e-6, description="the largest learning rate, reached after the warm-up")
+    lr: PositiveFloat = Field(
+        default=0.02,
+        description="the largest learning rate; weights are held in quantization steps, so adamw moves each by no more "
+        "than about this share of its step at a time",
+    )
     weight_decay: NonNegativeFloat = Field(default=0.0, description="of weights with two or more axes")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the forward pass; half precision does not tell integers of the grid apart"
     )
-    objective: Literal["distill", "labels"] = Field(
-        default="distill", description="distill: the float model's outputs, no labels needed; labels: the classes"
+    objective: Literal["distill", "labels", "teacher"] = Field(
+        default="distill",
+        description="distill: the float model's outputs, no labels needed; labels: the classes; teacher: as "
+        "[compress.distill] says (its scores, not its features)",
     )
     data: Literal["calibration", "training"] = Field(
         default="calibration", description="what is trained on: the calibration samples, or data.training"

@@ -19,6 +19,21 @@ def source_files(recipe: Recipe) -> Sequence[Path]:
     return files if weights is None else [*files[:1], weights, *files[1:]]
 
 
+def loader_files(recipe: Recipe) -> Sequence[Path]:
+    """What `data.loaders` names, with its neighbours."""
+    return [] if recipe.data.loaders is None else factory_files(recipe, recipe.data.loaders, "data.loaders")
+
+
+def teacher_files(recipe: Recipe) -> Sequence[Path]:
+    """The code and the weights of the teacher in `[compress.distill]`."""
+    distill = recipe.compress.distill if recipe.compress else None
+    if distill is None:
+        return []
+    files = factory_files(recipe, distill.teacher.source, "compress.distill.teacher.source")
+    weights = distill.teacher.weights
+    return [*files, *([] if weights is None else [recipe.resolve(weights, "compress.distill.teacher.weights")])]
+
+
 def factory_files(recipe: Recipe, source: str, field: str) -> Sequence[Path]:
     """The file that `source` names and those read with it: an ONNX file's external data, the code a `.py` may import.
 

@@ -86,10 +86,31 @@ def training_rows(report: Mapping[str, Any]) -> list[str]:
         by, held_out = facts["judged_by"], facts["held_out"]
         numbers = [f"SQNR {_change(held_out, 'sqnr_db', '.2f')} dB"]
         if by == "loss":
-            numbers.append(f"loss {_change(held_out, 'loss', '.4g')}")
-        kept = "the trained plan is kept" if facts["kept"] == "trained" else "no better: the plan before it is kept"
-        lines.append(f"qat {scheme}: on {held_out['samples']} samples held out {', '.join(numbers)}; {kept}")
+            numbers.append(f"loss {_change(held_out, 'loss', '.4g')}{_with_error(held_out)}")
+        lines.append(
+            f"qat {scheme}: on {held_out['samples']} samples held out {', '.join(numbers)}; {_kept(facts)}"
+            f"{_agreement(facts['agreement'])}"
+        )
     return lines
+
+
+def _with_error(held_out: Mapping[str, Any]) -> str:
+    difference, error = held_out["loss_difference"], held_out["standard_error"]
+    return "" if difference is None or error is None else f" ({difference:+.2g}, standard error {error:.2g})"
+
+
+def _kept(facts: Mapping[str, Any]) -> str:
+    on_classes = facts["judged_by"] == "loss"
+    if facts["kept"] == "trained":
+        return f"{'not worse' if on_classes else 'better'}: the trained plan is kept"
+    return f"{'worse' if on_classes else 'no better'}: the plan before it is kept"
+
+
+def _agreement(facts: Mapping[str, Any] | None) -> str:
+    """What a reader must know; that both agree goes without saying."""
+    if facts is None or facts["max_steps"] <= 1:
+        return ""
+    return f"; what was trained and the QDQ model are up to {facts['max_steps']:.0f} steps apart"
 
 
 def _change(held_out: Mapping[str, Any], key: str, form: str) -> str:

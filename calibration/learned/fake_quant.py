@@ -5,11 +5,15 @@ shared scales. In place of its integer constants it gets, in every pass,
 
     w_hat = clip(round(w / s_w), -127, 127) s_w,     b_hat = round(b / (s_x s_w)) s_x s_w
 
-of the float weights and biases held here, which are parameters and start as the float model's own. Rounding has
-straight-through gradients; pair-limited weights are projected onto the limit in every pass.
+of the float weights and biases held here, which start as the float model's own. Rounding has straight-through
+gradients; pair-limited weights are projected onto the limit in every pass.
+
+Parameters are held in units of the quantization: a weight in steps of its scale at the start, a bias in the steps
+that a weight of one step makes with the largest input. So a learning rate means the same in every layer of every
+network: AdamW with lr moves a weight by no more than about lr of its step at a time.
 
 Scales may be learnt too (LSQ): activations' zero points stay, so that a folded ReLU stays one, and so do the
-scales that a kernel or the image's pixels dictate. s = s_0 exp(10 t), so that no step makes a scale negative.
+scales that a kernel or the image's pixels dictate. s = s_0 exp(t / 20), so that no step makes a scale negative.
 """
 
 from __future__ import annotations
@@ -41,10 +45,12 @@ from edgeship.calibration.refine.pair_limit import uses_pair_kernel
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
 from edgeship.calibration.weights import quantize_bias
 
-_PACE = 10.0
-"""Optimizers move all numbers alike; weights, of the order of 0.1, change by ten times the share: scales keep pace."""
+_PACE = 0.05
+"""Optimizers move all numbers alike; a weight of 20 steps that moves by one changes by a twentieth: so do scales."""
+_FULL = 128.0
+"""The integer of a large input: what biases are measured with."""
 _LARGEST = 1e9
-"""No weight or bias of a network that works is larger."""
+"""In steps: no weight or bias of a network that works is larger."""
 _REACH = 0.25
 """In steps, how far from its integer a weight begins. Refinements choose many integers that are not the nearest; at the
 very edge (0.499) the first step of an optimizer, whatever its rate, tips them all back and undoes the refinement."""
@@ -54,22 +60,24 @@ _FURTHEST = float(np.log(4.0))
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
-    """One weight tensor: its key in the plan, its parameter here, the layer that reads it first, and its limit."""
+    """One weight tensor: its key in the plan, its parameter here and what 1 is in it, the layer that reads it first."""
 
     key: str
     parameter: str
     layer: Layer
+    unit: Array
     spec: TensorSpec
     limited: bool
 
 
 @dataclass(frozen=True, eq=False)
 class _Bias:
-    """One bias: its node's key, its parameter here, its layer, and whose scales it follows."""
+    """One bias: its node's key, its parameter here and what 1 is in it, its layer, and whose scales it follows."""
 
     key: str
     parameter: str
     layer: Layer
+    unit: Array
     source: str
     weight: _Weight
 
@@ -120,9 +128,7 @@ class FakeQuantGraph(nn.Module):
             scale = self._step(bias.source) * self._weight_scale(bias.weight)
             if scale.ndim:
                 scale = scale.repeat(bias.layer.channels // scale.numel())
-            values[f"{bias.key}__bias__dq"] = quantize_dequantize(
-                self.get_parameter(bias.parameter), scale, -(2.0**31), 2.0**31 - 1
-            )
+            values[f"{bias.key}__bias__dq"] = quantize_dequantize(self._values(bias), scale, -(2.0**31), 2.0**31 - 1)
         return values
 
     def plan(self) -> QuantPlan:
@@ -141,7 +147,7 @@ class FakeQuantGraph(nn.Module):
                 constants[weight.key] = QuantizedConstant(params, integers)
             biases = dict(self._plan.biases)
             for bias in self._biases:
-                values = self.get_parameter(bias.parameter).cpu().numpy()
+                values = self._values(bias).cpu().numpy()
                 step, params = float(activations[bias.source].scale), constants[bias.weight.key].params
                 layer = replace(bias.layer, bias=values)
                 biases[bias.key] = quantize_bias(layer, step, params, biases[bias.key].params.spec)
@@ -165,24 +171,20 @@ class FakeQuantGraph(nn.Module):
         if key not in self._weights:
             constant = self._plan.weights[key]
             pairs = limited and uses_pair_kernel(layer.node, layer.weights)
-            weight = _Weight(key, f"weight_{len(self._weights)}", layer, constant.params.spec, pairs)
             values = _inside(layer.weights, constant) if from_plan else layer.weights
+            unit = constant.params.dequantize(np.ones_like(constant.integers))
+            weight = _Weight(key, f"weight_{len(self._weights)}", layer, unit, constant.params.spec, pairs)
             self._weights[key] = weight
-            self.register_parameter(weight.parameter, _parameter(values))
+            self.register_parameter(weight.parameter, _parameter(values / unit))
         name = node_key(layer.node)
         if name in self._plan.biases:
-            bias = _Bias(
-                name,
-                f"bias_{len(self._biases)}",
-                layer,
-                value_name(activation_inputs(layer.node)[0]),
-                self._weights[key],
-            )
             constant = self._plan.biases[name]
+            source, unit = value_name(activation_inputs(layer.node)[0]), _FULL * constant.params.scale
+            bias = _Bias(name, f"bias_{len(self._biases)}", layer, unit, source, self._weights[key])
             zeros = np.zeros(layer.channels) if layer.bias is None else layer.bias
             values = constant.integers * constant.params.scale.astype(np.float64) if from_plan else zeros
             self._biases.append(bias)
-            self.register_parameter(bias.parameter, _parameter(values))
+            self.register_parameter(bias.parameter, _parameter(values / unit))
 
     def _add_scale_factors(self, fixed: set[str]) -> None:
         groups: dict[int, list[str]] = {}
@@ -199,6 +201,10 @@ class FakeQuantGraph(nn.Module):
             self.register_parameter(parameter, nn.Parameter(torch.zeros(shape)))
             self._factors[_OF_WEIGHT + key] = parameter
 
+    def _values(self, constant: _Weight | _Bias) -> Tensor:
+        parameter = self.get_parameter(constant.parameter)
+        return parameter * torch.from_numpy(constant.unit).to(parameter.device)
+
     def _step(self, name: str) -> Tensor:
         return self._scaled(self._plan.activations[name].scale, name)
 
@@ -214,7 +220,7 @@ class FakeQuantGraph(nn.Module):
         return scale * torch.exp(torch.clamp(factor, -_FURTHEST, _FURTHEST))
 
     def _fake_weight(self, weight: _Weight) -> Tensor:
-        values, scale = self.get_parameter(weight.parameter), self._weight_scale(weight)
+        values, scale = self._values(weight), self._weight_scale(weight)
         spread = _along(scale, weight.spec, values.ndim)
         fake = quantize_dequantize(values, spread, float(weight.spec.qmin), float(weight.spec.qmax))
         if not weight.limited:
@@ -225,7 +231,7 @@ class FakeQuantGraph(nn.Module):
         return fake + (exact - fake).detach()
 
     def _integers(self, weight: _Weight, scale: Tensor) -> Tensor:
-        values = self.get_parameter(weight.parameter)
+        values = self._values(weight)
         places = values / _along(scale, weight.spec, values.ndim)
         if not weight.limited:
             return torch.clamp(torch.round(places), weight.spec.qmin, weight.spec.qmax)

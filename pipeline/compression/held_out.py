@@ -3,13 +3,20 @@
 With t the float model's outputs and s the quantized one's, over all samples held out:
 
     SQNR = 10 log10( sum t^2 / sum (t - s)^2 )      the mean over outputs, in dB
+
+Training that shall have the float model's outputs must raise it. Training on classes leaves the float model behind and
+is judged by its loss, l, after against before in each of k parts of the samples:
+
+    d = mean(l_after - l_before),   e = std(l_after - l_before) / sqrt(k)       worse where d > 2 e
+
+Worse it must not be; better it cannot always be seen to be: where the float model was trained on these very samples, it
+knows their classes by heart, and a plan that has learnt for more than them forgets a little of that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +34,8 @@ EVERY = 5
 """Every fifth sample judges instead of teaching, as in layer reconstruction."""
 MOST = 1000
 """Of many samples fewer than a fifth: so many tell plans apart."""
+PARTS = 20
+"""In how many parts, at least, the samples held out are judged, so that chance can be told from a difference."""
 
 
 def split(count: int, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -40,10 +49,15 @@ def split(count: int, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
 
 @dataclass(frozen=True)
 class Standing:
-    """How near the quantized model is to the float one, in dB, and for training with labels its loss."""
+    """How near the quantized model is to the float one, in dB, and for training on classes its loss in each part."""
 
     sqnr_db: float
-    loss: float | None = None
+    losses: tuple[float, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss, where there is one."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -59,24 +73,35 @@ class Verdict:
     def improved(self) -> bool:
         """Whether training is kept; what is no number is no improvement."""
         if self.judged_by == "loss":
-            return (self.after.loss or 0.0) < (self.before.loss or 0.0)
+            difference, error = self.loss_difference
+            return difference <= 2 * error
         return self.after.sqnr_db > self.before.sqnr_db
+
+    @property
+    def loss_difference(self) -> tuple[float, float]:
+        """How much larger the loss became, and the standard error of that."""
+        differences = np.subtract(self.after.losses, self.before.losses)
+        error = float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+        return float(differences.mean()), error
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is no finite number."""
-        before, after = (
-            {key: value for key, value in asdict(each).items() if key == "sqnr_db" or self.judged_by == "loss"}
-            for each in (self.before, self.after)
-        )
+        held_out: dict[str, Any] = {"samples": self.samples}
+        for name, each in (("before", self.before), ("after", self.after)):
+            held_out[name] = {"sqnr_db": _finite(each.sqnr_db)}
+            if each.loss is not None:
+                held_out[name]["loss"] = _finite(each.loss)
+        if self.judged_by == "loss":
+            held_out["loss_difference"], held_out["standard_error"] = map(_finite, self.loss_difference)
         return {
             "kept": "trained" if self.improved else "start",
             "judged_by": self.judged_by,
-            "held_out": {"samples": self.samples, "before": _finite(before), "after": _finite(after)},
+            "held_out": held_out,
         }
 
 
-def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()
@@ -88,7 +113,8 @@ def standing(
     model.to(device).eval()
     teacher.to(device)
     signal, noise = (torch.zeros(len(teacher.outputs), dtype=torch.float64) for _ in range(2))
-    total, count = 0.0, 0
+    losses: list[float] = []
+    count = 0
     for cpu_batch in data.epoch(0):
         batch = cpu_batch.to(device)
         ours: dict[str, Tensor] = model(batch.inputs)
@@ -96,8 +122,8 @@ def standing(
         signal += torch.stack([theirs[name].double().square().sum() for name in teacher.outputs]).cpu()
         noise += torch.stack([(theirs[n].double() - ours[n].double()).square().sum() for n in teacher.outputs]).cpu()
         if loss is not None:
-            total += float(loss(model, batch)[0]) * len(batch.inputs)
+            losses.append(float(loss(model, batch)[0]))
         count += len(batch.inputs)
     model.train(was_training)
     decibels = 10 * torch.log10(signal.clamp(min=1e-30) / noise.clamp(min=1e-30))
-    return Standing(float(decibels.mean()), None if loss is None else total / count), count
+    return Standing(float(decibels.mean()), tuple(losses)), count

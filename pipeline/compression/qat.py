@@ -9,9 +9,10 @@ Without labels the quantized graph learns from the float one, whose outputs t it
     loss = sum over outputs of  |s - t|^2 / |t - mean(t)|^2
 
 one over the signal-to-noise ratio (Kim et al., 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss
-in Knowledge Distillation": logits are better matched than softened).
+in Knowledge Distillation": logits are better matched than softened). On classes it learns from labels, or from the
+teacher of `[compress.distill]` as the float model did before.
 
-A fifth of the samples takes no part. It judges the plan before and after (`held_out.py`), and the better one is kept.
+A fifth of the samples takes no part. It judges the plan before and after (`held_out.py`), which says which one is kept.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from edgeship.calibration.errors import InputError
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.learned.graph import TorchGraph
 from edgeship.calibration.operators import value_name
+from edgeship.pipeline.compression.agreement import Agreement, agreement
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, Batches
 from edgeship.pipeline.compression.classification import Classification
-from edgeship.pipeline.compression.held_out import Verdict, split, standing
+from edgeship.pipeline.compression.held_out import PARTS, Verdict, split, standing
 from edgeship.pipeline.compression.loop import Loss, Run, process_state, scores_of, train
 from edgeship.pipeline.compression.metrics import EpochMetrics
 
@@ -55,15 +57,21 @@ class Trained:
     result: Quantized
     history: Mapping[WeightScheme, list[EpochMetrics]]
     verdicts: Mapping[WeightScheme, Verdict]
+    agreements: Mapping[WeightScheme, Agreement | None]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        return {scheme: self._facts(scheme) for scheme in self.history}
+
+    def _facts(self, scheme: WeightScheme) -> dict[str, Any]:
+        found = self.agreements[scheme]
         return {
-            scheme: {
-                **self.verdicts[scheme].to_json(),
-                "epochs": [{"epoch": each.epoch, "step": each.step, "loss": each.loss} for each in epochs],
-            }
-            for scheme, epochs in self.history.items()
+            **self.verdicts[scheme].to_json(),
+            "agreement": None if found is None else found.to_json(),
+            "epochs": [
+                {"epoch": each.epoch, "step": each.step, "loss": each.loss, "top1": each.top1}
+                for each in self.history[scheme]
+            ],
         }
 
 
@@ -121,34 +129,46 @@ def train_quantized(  # noqa: PLR0913, PLR0917 - what, how, on what, from where,
     inputs = [value_name(value) for value in model.graph.inputs if not value.is_initializer()]
     if len(inputs) != 1:
         raise InputError(f"quantize.qat trains models with one input; this one has {', '.join(inputs)}")
-    if settings.learn_scales and len(result.plans) > 1:
-        raise InputError(
-            "quantize.qat.learn_scales gives targets with other weights other activation scales, and these must be the "
-            'same everywhere; set quantize.weights = "shared" (or "full"), or learn_scales = false'
-        )
     data = _data(recipe, settings, samples, kept, progress)
+    loss = _loss(recipe, settings, model)
+    schemes = [scheme for scheme in result.plans if scheme in recipe.shipped_schemes()]
     trained = {
-        scheme: _train_plan(settings, result, scheme, data, kept / f"qat-{scheme}", progress) for scheme in result.plans
+        scheme: _train_plan(settings, loss, result, scheme, data, kept / f"qat-{scheme}", progress)
+        for scheme in schemes
     }
-    plans = {scheme: plan for scheme, (plan, _, _) in trained.items()}
-    models = {scheme: result.calibration.quantized(plan, scheme) for scheme, plan in plans.items()}
+    # A scheme that no target ships is there to look at: it shows what was trained.
+    shown = {scheme: scheme if scheme in trained else schemes[0] for scheme in result.plans}
     return Trained(
-        replace(result, plans=plans, models=models),
-        {scheme: history for scheme, (_, history, _) in trained.items()},
-        {scheme: verdict for scheme, (_, _, verdict) in trained.items()},
+        replace(
+            result,
+            plans={scheme: trained[other].plan for scheme, other in shown.items()},
+            models={scheme: result.calibration.quantized(trained[o].plan, o) for scheme, o in shown.items()},
+        ),
+        {scheme: each.history for scheme, each in trained.items()},
+        {scheme: each.verdict for scheme, each in trained.items()},
+        {scheme: each.agreement for scheme, each in trained.items()},
     )
 
 
+@dataclass(frozen=True)
+class _TrainedPlan:
+    """The plan that is kept, how training went, how both plans stand, and that what was trained is what ships."""
+
+    plan: QuantPlan
+    history: list[EpochMetrics]
+    verdict: Verdict
+    agreement: Agreement | None
+
+
 def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and who watches
-    settings: Qat, result: Quantized, scheme: WeightScheme, data: Data, folder: Path, progress: Progress
-) -> tuple[QuantPlan, list[EpochMetrics], Verdict]:
-    """The better of the plans before and after training, how training went, and how both stand."""
+    settings: Qat, loss: Loss, result: Quantized, scheme: WeightScheme, data: Data, folder: Path, progress: Progress
+) -> _TrainedPlan:
     model, start = result.calibration.model, result.plans[scheme]
     graph = FakeQuantGraph(
         model, start, scheme, learn_scales=settings.learn_scales, fixed=_fixed(result.calibration), start="plan"
     )
-    student, teacher, loss = Student(graph), TorchGraph(model), _loss(settings, model)
-    judged_loss = loss if settings.objective == "labels" else None
+    student, teacher = Student(graph), TorchGraph(model)
+    judged_loss = None if settings.objective == "distill" else loss
     device = process_state().device
     before, count = standing(student, teacher, data.held_out, device, judged_loss)
     identity = {"plan": start.digest(), "data": data.digest, "held out": str(count)}
@@ -156,13 +176,24 @@ def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and
     plan = graph.plan()
     after, _ = standing(student, teacher, data.held_out, device, judged_loss)
     verdict = Verdict(count, "sqnr_db" if judged_loss is None else "loss", before, after)
-    return plan if verdict.improved else start, history, verdict
+    found = agreement(student, result.calibration.quantized(plan, scheme), data.held_out)
+    return _TrainedPlan(plan if verdict.improved else start, history, verdict, found)
 
 
-def _loss(settings: Qat, model: ir.Model) -> Loss:
+def _loss(recipe: Recipe, settings: Qat, model: ir.Model) -> Loss:
     if settings.objective == "labels":
         return Classification(settings.label_smoothing)
-    return Likeness(TorchGraph(model))
+    if settings.objective == "distill":
+        return Likeness(TorchGraph(model))
+    distill = recipe.compress and recipe.compress.distill
+    if not distill:
+        raise InputError('quantize.qat.objective = "teacher" is for recipes with [compress.distill]')
+    from edgeship.pipeline.compression.distillation import Distillation
+    from edgeship.pipeline.compression.teacher import open_teacher
+    from edgeship.pipeline.compression.training_data import input_shape
+
+    scores = distill.model_copy(update={"features": "none", "layers": ()})  # a graph has no modules to be tapped
+    return Distillation(scores, open_teacher(recipe, distill.teacher, input_shape(recipe)), settings.label_smoothing)
 
 
 def _fixed(calibration: Calibration) -> set[str]:
@@ -196,13 +227,14 @@ def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress:
 
 def _parts(every: ArrayBatches, digest: str, what: str) -> Data:
     teach, judge = split(len(every.values), what)
-    return Data(replace(every, members=teach), replace(every, members=judge, shuffle=False), digest)
+    size = max(1, min(every.batch_size, len(judge) // PARTS))
+    return Data(replace(every, members=teach), replace(every, members=judge, shuffle=False, batch_size=size), digest)
 
 
 def _judges(recipe: Recipe, settings: Qat, samples: Samples, progress: Progress) -> Batches:
-    if settings.objective == "labels" and samples.labels is None:
+    if settings.objective != "distill" and samples.labels is None:
         raise InputError(
-            f"quantize.qat trains with labels, and nothing with labels is held out: {recipe.data.loaders} returns no "
+            f"quantize.qat trains on classes, and nothing with labels is held out: {recipe.data.loaders} returns no "
             "held_out and the calibration samples have none; accepted: one of the two"
         )
     return replace(_calibration(recipe, settings, samples, progress), shuffle=False)

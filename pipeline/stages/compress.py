@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.models import require_training
-from edgeship.pipeline.source_files import factory_files, source_files
+from edgeship.pipeline.source_files import loader_files, source_files, teacher_files
 from edgeship.pipeline.stage import Stage, StageContext
 
 if TYPE_CHECKING:
@@ -42,15 +42,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
 
 
 def _files(recipe: Recipe) -> Sequence[Path]:
-    files = list(source_files(recipe))
-    if recipe.data.loaders is not None:
-        files += factory_files(recipe, recipe.data.loaders, "data.loaders")
-    distill = recipe.compress.distill if recipe.compress else None
-    if distill is not None:
-        files += factory_files(recipe, distill.teacher.source, "compress.distill.teacher.source")
-        if distill.teacher.weights is not None:
-            files.append(recipe.resolve(distill.teacher.weights, "compress.distill.teacher.weights"))
-    return files
+    return [*source_files(recipe), *loader_files(recipe), *teacher_files(recipe)]
 
 
 STAGE = Stage("compress", (), _settings, run, files=_files, applies=lambda recipe: recipe.compress is not None)

@@ -83,6 +83,10 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     from edgeship.pipeline.quantizing.structure import with_fixes
 
     recipe, settings = context.recipe, context.recipe.quantize
+    if settings.qat is not None:
+        from edgeship.pipeline.models import require_training
+
+        require_training()
     samples, findings = calibration_samples(recipe, path, model)
     reverts_to_wide = settings.max_drop is not None and settings.revert == "int16"
     if reverts_to_wide or "wide_activations" in settings.fixes:
@@ -120,15 +124,6 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
 
 def _trained(context: StageContext, settings: Qat, samples: Samples, found: Found) -> Found:
     """What was found, with trained models."""
-    from edgeship.pipeline.models import require_training
-
-    require_training()
-    alone = [name for name in sorted(context.recipe.targets) if context.recipe.has_own_form(name)]
-    if alone:
-        raise InputError(
-            f"quantize.qat trains the plan that targets share; {', '.join(alone)} would have a form of its own "
-            "(quantize.scheme, keep_float), which stays untrained: leave one of the two out"
-        )
     from edgeship.pipeline.compression.qat import train_quantized
 
     trained = train_quantized(context.recipe, settings, samples, found.result, context.kept, context.progress)
@@ -149,7 +144,32 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
         "data": _data_digests(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
+        "training": _training_settings(recipe),
     }
+
+
+def _training_settings(recipe: Recipe) -> Any:
+    """What quantization-aware training learns from, besides the model and the calibration samples."""
+    settings = recipe.quantize.qat
+    if settings is None:
+        return None
+    distill = recipe.compress.distill if recipe.compress else None
+    teacher = distill.model_dump(mode="json") if distill and settings.objective == "teacher" else None
+    if settings.data == "calibration":
+        return [teacher]
+    digest = None if recipe.data.training is None else recipe.data_digest("training")
+    return [teacher, digest, recipe.data.loaders, recipe.dump("input")]
+
+
+def _files(recipe: Recipe) -> Sequence[Path]:
+    """The code of the teacher and of the loaders, and the teacher's weights, where training uses them."""
+    from edgeship.pipeline.source_files import loader_files, teacher_files
+
+    settings = recipe.quantize.qat
+    if settings is None:
+        return []
+    files = teacher_files(recipe) if settings.objective == "teacher" else []
+    return [*files, *(loader_files(recipe) if settings.data == "training" else [])]
 
 
 def _auto_settings(recipe: Recipe) -> Any:
@@ -175,4 +195,4 @@ def _models(recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:
     ]
 
 
-STAGE = Stage(name="quantize", needs=("simplify",), settings=_settings, run=run, models=_models)
+STAGE = Stage(name="quantize", needs=("simplify",), settings=_settings, run=run, files=_files, models=_models)

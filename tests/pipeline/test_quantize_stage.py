@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -150,3 +151,19 @@ def test_settings_change_with_what_the_result_depends_on(context: Make) -> None:
     assert STAGE.settings(context()[0].recipe, ("onnxruntime",)) == first
     assert STAGE.settings(context("samples = 7")[0].recipe, ()) != first
     assert STAGE.settings(context(targets="[targets.onnxruntime]\n[targets.tflite]")[0].recipe, ()) != first
+
+
+def test_settings_change_with_the_data_that_is_trained_on(
+    context: Make, tmp_path: Path, tiny_images: np.ndarray
+) -> None:
+    def settings(seed: int, data: str) -> Any:
+        np.savez(
+            tmp_path / "train.npz", image=np.roll(tiny_images, seed, axis=0), label=np.arange(len(tiny_images)) % 3
+        )
+        path = context()[0].recipe.path
+        text = path.read_text().replace("[data]", '[data]\ntraining = "train.npz"')
+        path.write_text(f'{text}\n[quantize.qat]\ndata = "{data}"\n')
+        return STAGE.settings(load_recipe(path), ())
+
+    assert settings(0, "training") == settings(0, "training") != settings(1, "training")
+    assert settings(0, "calibration") == settings(1, "calibration")

@@ -31,43 +31,58 @@ _INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16}
 
 
 class FakeQuantize(torch.autograd.Function):
-    """x, scale, low, high -> clip(round(x / scale), low, high) * scale, with low = qmin - z and high = qmax - z.
+    """x, scale, low, high, pace -> clip(round(x / scale), low, high) * scale, with low = qmin - z and high = qmax - z.
 
-    `scale` broadcasts against `x`.
+    `scale` broadcasts against `x`, and its gradient is multiplied with `pace`. The second result is round(x / scale),
+    without gradient: all that the gradient of x needs. Passes over memory are what this costs, so results are written
+    in place and no masks of booleans are made.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: float, high: float, pace: float) -> tuple[Tensor, Tensor]:
+        """The values that the integers stand for, and the integers before they are clipped."""
+        del pace  # the gradient's
+        rounded = (x / scale).round_()
+        return torch.clamp(rounded, low, high).mul_(scale), rounded
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-        """The values that the integers stand for."""
-        return torch.clamp(torch.round(x / scale), low, high) * scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keeps what the gradients need."""
-        x, scale, ctx.low, ctx.high = inputs
-        ctx.save_for_backward(x, scale)
+        x, scale, ctx.low, ctx.high, ctx.pace = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], *((x, scale) if ctx.needs_input_grad[1] else ()))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """The straight-through gradients."""
-        x, scale = ctx.saved_tensors
-        grad = grads[0]
-        places = x / scale
-        rounded = torch.round(places)
-        inside = (rounded >= ctx.low) & (rounded <= ctx.high)
-        to_scale = None
-        if ctx.needs_input_grad[1]:
-            slope = torch.where(inside, rounded - places, torch.clamp(rounded, ctx.low, ctx.high))
-            each = grad.numel() / scale.numel()
-            to_scale = (grad * slope).sum_to_size(scale.shape) / math.sqrt(max(each * ctx.high, 1.0))
-        return grad * inside, to_scale, None, None
+        rounded, *learnt = ctx.saved_tensors
+        grad, to_scale = grads[0], None
+        if learnt:
+            x, scale = learnt
+            inside = (rounded >= ctx.low) & (rounded <= ctx.high)
+            slope = torch.where(inside, rounded - x / scale, torch.clamp(rounded, ctx.low, ctx.high))
+            to_scale = (grad * slope).sum_to_size(scale.shape) * ctx.pace
+        # lets pass what lies strictly between the bounds; between integers that is the same as at or inside them
+        to_x = torch.ops.aten.hardtanh_backward(grad, rounded, ctx.low - 0.5, ctx.high + 0.5)
+        return to_x, to_scale, None, None, None
+
+    @staticmethod
+    def vmap(  # noqa: PLR0913, PLR0917 - torch's two and forward's five
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, scale: Tensor, low: float, high: float, pace: float
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """All samples at once: it works value by value."""
+        if in_dims[1] is not None:
+            scale = scale.movedim(in_dims[1], 0)
+            scale = scale.reshape(info.batch_size, *[1] * (x.ndim - scale.ndim), *scale.shape[1:])
+        x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        return FakeQuantize.apply(x, scale, low, high, pace), (0, 0)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def quantize_dequantize(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
     """`FakeQuantize` of `x`; `scale` broadcasts against it."""
-    result: Tensor = FakeQuantize.apply(x, scale, low, high)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    pace = 1 / math.sqrt(max(x.numel() / scale.numel() * high, 1.0))
+    result: Tensor = FakeQuantize.apply(x, scale, low, high, pace)[0]  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return result
 
 
