@@ -179,7 +179,7 @@ class FakeQuantGraph(nn.Module):
         name = node_key(layer.node)
         if name in self._plan.biases:
             constant = self._plan.biases[name]
-            source, unit = value_name(activation_inputs(layer.node)[0]), _FULL * constant.params.scale
+            source, unit = value_name(activation_inputs(layer.node)[0]), np.asarray(_FULL * constant.params.scale)
             bias = _Bias(name, f"bias_{len(self._biases)}", layer, unit, source, self._weights[key])
             zeros = np.zeros(layer.channels) if layer.bias is None else layer.bias
             values = constant.integers * constant.params.scale.astype(np.float64) if from_plan else zeros

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgeship.calibration.learned.pairs import repaired
 from edgeship.calibration.qdq import apply_plan, output_steps
 from edgeship.calibration.refine.pair_limit import can_overflow, repair
 from edgeship.calibration.saturation import can_clip
-from edgeship.calibration.types import QuantPlan
+from edgeship.calibration.types import QuantPlan, QuantRules
 
 Build = Callable[..., ir.Model]
 Run = Callable[[ir.Model, Mapping[str, Any]], dict[str, Any]]
@@ -109,6 +110,20 @@ def test_it_still_does_after_training(
     np.testing.assert_array_equal(trained.activations["x"].scale, plan.activations["x"].scale)
     if weights == "pair_limited":
         assert not can_clip(apply_plan(model, trained))
+
+
+@pytest.mark.parametrize("learn_scales", [False, True])
+def test_one_weight_scale_per_tensor_is_trained_like_many(
+    model: ir.Model, quantized: Quantized, rules: QuantRules, run_exactly: Run, learn_scales: bool
+) -> None:
+    plan, _ = quantized(model, rules=replace(rules, weight=replace(rules.weight, axis=None)))
+    graph = FakeQuantGraph(model, plan, learn_scales=learn_scales, fixed=["x", "z"], start="plan")
+    assert graph.plan().digest() == plan.digest()
+    optimizer = torch.optim.Adam(graph.parameters(), lr=1.0)
+    graph({"x": torch.from_numpy(inputs(8))})["y"].square().mean().backward()
+    optimizer.step()
+    assert graph.plan().digest() != plan.digest()
+    assert steps_apart(graph, model, run_exactly, inputs(6)) <= 1.001
 
 
 def test_tensors_that_share_a_scale_still_do_after_learning_it(model: ir.Model, quantized: Quantized) -> None:
