@@ -11,7 +11,7 @@ Dead channels, BatchNormalization that was not folded, and padded MaxPool of neg
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
+from edgeship.calibration.samples.checks import few
 from edgeship.calibration.subset import layers_of
 from edgeship.calibration.types import Array, Finding, Observer, QuantPlan
 
@@ -84,6 +85,25 @@ def troubles(
         lambda: _channels(model, plan),
     )
     return [trouble for check in checks for trouble in check()]
+
+
+def summed_up(found: Iterable[Trouble]) -> list[Finding]:
+    """The findings of `found`, those that many nodes share in one: a network of a kind has the same trouble all over.
+
+    The first nodes are named with what was seen at each, the others counted.
+    """
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for trouble in found:
+        alike.setdefault((trouble.finding.rule, trouble.finding.accepted), []).append(trouble.finding)
+    return [_as_one(findings) for findings in alike.values()]
+
+
+def _as_one(findings: Sequence[Finding]) -> Finding:
+    first = findings[0]
+    if len(findings) == 1:
+        return first
+    where, seen = ([getattr(each, key) for each in findings] for key in ("where", "seen"))
+    return replace(first, where=few(where), seen=first.seen if len(set(seen)) == 1 else few(seen))
 
 
 def _note(node: ir.Node, rule: str, seen: str, fix: str) -> Finding:
@@ -171,10 +191,10 @@ def _channels(model: ir.Model, plan: QuantPlan) -> Iterable[Trouble]:
         most = float(largest.max(initial=0.0))
         dead = int((largest <= DEAD * most).sum())
         if dead:
-            rule = f"{dead} of {largest.size} output channels have next to no weights"
-            yield Trouble(_note(node, rule, f"under {DEAD:g} of the largest", "pruning them: [compress.prune]"))
+            rule = f"output channels with next to no weights, under {DEAD:g} of the largest"
+            yield Trouble(_note(node, rule, f"{dead} of {largest.size}", "pruning them: [compress.prune]"))
         middle = float(np.median(largest[largest > DEAD * most])) if most else 0.0
         if middle and most > EXPLODING * middle:
-            rule = "one output channel's weights dwarf the others'"
+            rule = "an output channel whose weights dwarf the others'"
             seen = f"{most:.4g}, median {middle:.4g}"
             yield Trouble(_note(node, rule, seen, 'quantize.refine = ["equalize", "bias_correction"]'))

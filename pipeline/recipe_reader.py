@@ -121,6 +121,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         *_source_problems(recipe),
         *_form_problems(recipe),
         *_mode_problems(recipe),
+        *_idle_problems(recipe),
         *_algorithm_problems(recipe),
         *_channel_problems(recipe),
     ]
@@ -234,6 +235,24 @@ def _mode_problems(recipe: Recipe) -> list[str]:
             check_overrides([wish.as_override() for wish in section.override], section.mode)
         except InputError as error:
             problems.append(str(error))
+    return problems
+
+
+def _idle_problems(recipe: Recipe) -> list[str]:
+    """Wishes that change nothing without another one."""
+    from edgeship.pipeline.recipe import CALIBRATED_MODES
+
+    section = recipe.quantize
+    if section.mode not in CALIBRATED_MODES:
+        return []  # said already: the mode itself ignores them
+    problems = []
+    if "reconstruct" in section.model_fields_set and "reconstruct" not in section.refine:
+        problems.append(
+            f"quantize.reconstruct: nothing is reconstructed with refine = {_shown(list(section.refine))}; accepted: "
+            'beside refine = ["reconstruct"] alone'
+        )
+    if "revert" in section.model_fields_set and section.max_drop is None:
+        problems.append("quantize.revert: nothing is reverted without max_drop; accepted: beside max_drop = POINTS")
     return problems
 
 

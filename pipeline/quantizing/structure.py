@@ -21,7 +21,7 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
     """The quantized models with the `accepted` fixes, and what plan.json says of the structure."""
     from edgeship.calibration.collect import observe
     from edgeship.calibration.samples.checks import to_json
-    from edgeship.calibration.structure import ChannelSpans, troubles
+    from edgeship.calibration.structure import ChannelSpans, summed_up, troubles
     from edgeship.targets.onnxruntime import open_float
 
     seen = result.calibration
@@ -34,7 +34,7 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
         result = planned(
             seen.with_overrides([wish for trouble in fixed for wish in _overrides(trouble)]), tuple(result.plans)
         )
-    left = [trouble.finding for trouble in found if trouble.fix not in accepted]
+    left = summed_up(trouble for trouble in found if trouble.fix not in accepted)
     return result, {
         "findings": to_json(left),
         "fixed": [{"fix": trouble.fix, "nodes": list(trouble.nodes)} for trouble in fixed],

@@ -45,6 +45,14 @@ def test_ranges_that_move_until_the_end_have_not_and_are_named() -> None:
     assert result.to_json()["converged"] is False
 
 
+def test_a_range_that_moves_late_but_little_is_no_finding() -> None:
+    result = watched(until=40 + 12).result()  # 1.0 of 7.2 units in the second half: 17 %
+    assert not result.converged
+    assert 0.1 < result.late < 0.25
+    assert result.findings() == []
+    assert str(result).startswith("nearly converged: after 5")
+
+
 def test_the_count_is_handed_on() -> None:
     seen = []
     watch = Watch({}, lambda done, total, what="": seen.append((done, total, what)))

@@ -11,7 +11,7 @@ import pytest
 
 from edgeship.calibration.collect import observe
 from edgeship.calibration.quantize import calibrate
-from edgeship.calibration.structure import ChannelSpans, Trouble, troubles
+from edgeship.calibration.structure import ChannelSpans, Trouble, summed_up, troubles
 from edgeship.calibration.types import OperatorRule, QuantRules
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -96,4 +96,30 @@ def test_dead_and_exploding_channels_are_counted(build: Build, look: Look) -> No
     weights[0], weights[1] = 0.0, 500.0
     found = look(build("(float[1,2,4,4] x) => (float[1,4,4,4] y) { y = Conv(x, w) }", w=weights))
     rules = [trouble.finding.rule for trouble in found if trouble.fix is None]
-    assert rules == ["1 of 4 output channels have next to no weights", "one output channel's weights dwarf the others'"]
+    assert rules == [
+        "output channels with next to no weights, under 1e-05 of the largest",
+        "an output channel whose weights dwarf the others'",
+    ]
+    assert [each.finding.seen for each in found if each.finding.rule == rules[0]] == ["1 of 4"]
+
+
+def test_what_many_nodes_share_is_said_once_and_counted(build: Build, look: Look) -> None:
+    chain = [f"h{i} = HardSwish(x{i})\n x{i + 1} = Conv(h{i}, w)" for i in range(5)]
+    model = build(
+        "(float[1,2,4,4] x) => (float[1,2,4,4] x5) { x0 = Conv(x, w)\n " + "\n ".join(chain) + " }",
+        w=np.diag([1.0, 1.0]).reshape(2, 2, 1, 1),
+    )
+    found = look(model)
+    assert len(found) == 5
+    (finding,) = summed_up(found)
+    assert finding.where == "HardSwish_h0 (HardSwish), HardSwish_h1 (HardSwish), HardSwish_h2 (HardSwish) and 2 more"
+    assert finding.seen == "8 bits"
+    assert finding.accepted == 'quantize.fixes = ["wide_activations"]'
+
+
+def test_what_was_seen_at_each_node_is_kept_apart(build: Build, look: Look) -> None:
+    some, other = np.ones((4, 2, 1, 1), np.float32), np.ones((4, 4, 1, 1), np.float32)
+    some[0], other[:2] = 0.0, 0.0
+    body = "h = Conv(x, v)\n y = Conv(h, w)"
+    (finding,) = summed_up(look(build(f"(float[1,2,4,4] x) => (float[1,4,4,4] y) {{ {body} }}", v=some, w=other)))
+    assert (finding.where, finding.seen) == ("Conv_h (Conv), Conv_y (Conv)", "1 of 4, 2 of 4")

@@ -197,6 +197,22 @@ def test_wishes_of_weights_and_tensors_are_not_ignored_either(  # noqa: PLR0917 
     assert f'mode "{mode}"' in result.output or f"mode {mode!r}" in result.output
 
 
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("[quantize.reconstruct]\nsweeps = 2", "quantize.reconstruct: nothing is reconstructed with refine = "),
+        ('revert = "int16"', "quantize.revert: nothing is reverted without max_drop; accepted: beside max_drop"),
+    ],
+)
+def test_a_key_that_changes_nothing_without_another_is_an_error(
+    model: Path, tiny_data: Path, tmp_path: Path, wish: str, said: str
+) -> None:
+    result = run("deploy", recipe(tmp_path, tiny_data, "static", more=wish), "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_asks_for_nothing_is_taken_in_every_mode(model: Path, tiny_data: Path, tmp_path: Path) -> None:
     nothing = 'refine = []\nfixes = []\nsensitivity = false\nper_tensor = false\nweights = "auto"\nscheme = "default"'
     path = recipe(tmp_path, tiny_data, "float16", more=nothing)

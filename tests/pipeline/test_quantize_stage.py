@@ -17,6 +17,7 @@ from edgeship.calibration.qdq import PLAN_KEY
 from edgeship.pipeline.recipe import load_recipe
 from edgeship.pipeline.stage import StageContext
 from edgeship.pipeline.stages.quantize import STAGE
+from edgeship.targets.onnxruntime import open_float
 
 Make = Callable[..., tuple[StageContext, Path]]
 
@@ -167,3 +168,18 @@ def test_settings_change_with_the_data_that_is_trained_on(
 
     assert settings(0, "training") == settings(0, "training") != settings(1, "training")
     assert settings(0, "calibration") == settings(1, "calibration")
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_float_model_that_only_guesses_is_noted(
+    context: Make, tiny_models: dict[str, bytes], tmp_path: Path, knows: bool
+) -> None:
+    session = open_float(tiny_models["residual"])
+    images = np.random.default_rng(5).normal(size=(120, 3, 12, 12)).astype(np.float32)
+    decided = np.array([int(session.run({"image": image[None]})["logits"].argmax()) for image in images])
+    np.savez(tmp_path / "labelled.npz", image=images, label=decided if knows else (decided + 1) % 5)
+    stage_context, folder = context("samples = 60", data=tmp_path / "labelled.npz")
+    STAGE.run(stage_context)
+    findings = json.loads((folder / "plan.json").read_text())["data"]["findings"]
+    rules = [each["rule"].split(":")[0] for each in findings]
+    assert ("the float model is no better than guessing" in rules) is not knows
