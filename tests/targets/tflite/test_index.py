@@ -251,15 +251,51 @@ def test_qlinear_operators_run_in_tflites_int8_kernels(
     assert np.abs(seen.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_strided_slice_of_a_dynamic_batch_is_resizable(convert: Callable[..., Path]) -> None:
-    bounds = {"s": _ints(7), "e": _ints(-99), "a": _ints(1), "t": _ints(-3)}
+def _sliced(shape: list[int | str], cuts: Mapping[int, slice]) -> onnx.ModelProto:
+    far = 2**31 - 1
+    bounds = {
+        "s": _ints(*(cut.start or 0 for cut in cuts.values())),
+        "e": _ints(*(far if cut.stop is None else cut.stop for cut in cuts.values())),
+        "a": _ints(*cuts),
+        "t": _ints(*(cut.step or 1 for cut in cuts.values())),
+    }
     graph = helper.make_graph(
         [helper.make_node("Slice", ["x", *bounds], ["y"])],
         "test",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8, 3])],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
         [numpy_helper.from_array(value, name) for name, value in bounds.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cuts", "expected"),
+    [
+        ((2, 8, 6, 3), {1: slice(0, None, 2), 2: slice(1, None, 2)}, "SLICE"),
+        ((2, 9, 6, 4), {1: slice(2, None, 3)}, "SLICE"),
+        ((1, 8, 6, 3), {1: slice(3, 7, 2), 2: slice(0, 4, 3), 3: slice(1, None)}, "SLICE"),
+        ((4, 6, 5), {0: slice(1, None, 2), 1: slice(4, 5, 2)}, "SLICE"),
+        ((2, 7, 6, 3), {1: slice(0, None, 2)}, "STRIDED_SLICE"),  # no whole blocks
+        ((2, 6, 8), {2: slice(0, None, 2)}, "STRIDED_SLICE"),  # single elements
+        ((4, 4, 4, 4, 2), dict.fromkeys(range(3), slice(2, None, 2)), "STRIDED_SLICE"),  # 7 axes
+    ],
+)
+def test_every_second_place_is_sliced_in_runs(
+    shape: tuple[int, ...],
+    cuts: dict[int, slice],
+    expected: str,
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Mapping[str, int]],
+) -> None:
+    x = _real(*shape)
+    path = convert(_sliced(list(shape), cuts), io_layout="nchw")
+    seen = TFLiteSession(path).run({"x": x})["y"]
+    np.testing.assert_array_equal(seen, x[tuple(cuts.get(axis, slice(None)) for axis in range(x.ndim))])
+    assert set(operators(path)) - {"RESHAPE"} == {expected}
+
+
+@pytest.mark.parametrize("cut", [slice(7, -99, -3), slice(1, None, 2)])
+def test_strided_slice_of_a_dynamic_batch_is_resizable(cut: slice, convert: Callable[..., Path]) -> None:
     x = _real(5, 8, 3)
-    np.testing.assert_array_equal(TFLiteSession(convert(model)).run({"x": x})["y"], x[:, 7::-3])
+    np.testing.assert_array_equal(TFLiteSession(convert(_sliced(["n", 8, 3], {1: cut}))).run({"x": x})["y"], x[:, cut])

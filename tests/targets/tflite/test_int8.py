@@ -142,6 +142,9 @@ CASES = {
     "slice_strided": Case(
         "Slice", constants={"s": _ints(0, 8), "e": _ints(99, -99), "a": _ints(3, 2), "t": _ints(2, -2)}, steps=0
     ),
+    "slice_blocks": Case(
+        "Slice", constants={"s": _ints(1, 2), "e": _ints(99, 7), "a": _ints(3, 2), "t": _ints(2, 3)}, steps=0
+    ),
     "pad": Case("Pad", constants={"p": _ints(0, 2, 0, 1, 0, 3, 1, 0)}, steps=0),
     "pad_value": Case("Pad", constants={"p": _ints(0, 0, 1, 1, 0, 0, 1, 1), "v": np.array(1.5, np.float32)}, steps=0),
     "pad_edge": Case("Pad", attributes={"mode": "edge"}, constants={"p": _ints(0, 0, 1, 2, 0, 0, 1, 1)}, steps=0),
