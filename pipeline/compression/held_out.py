@@ -16,6 +16,7 @@ knows their classes by heart, and a plan that has learnt for more than them forg
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,17 +106,25 @@ def _finite(value: float) -> float | None:
 
 
 @torch.no_grad()
-def standing(
-    model: nn.Module, teacher: TorchGraph, data: Batches, device: torch.device, loss: Loss | None
+def standing(  # noqa: PLR0913, PLR0917 - what, against what, on what, where, by what, and who watches
+    model: nn.Module,
+    teacher: TorchGraph,
+    data: Batches,
+    device: torch.device,
+    loss: Loss | None,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Standing, int]:
-    """How the model stands on all samples of `data`, `loss` told where there is one, and how many they are."""
+    """How the model stands on all samples of `data`, `loss` told where there is one, and how many they are.
+
+    `tell` hears how many of the batches are done.
+    """
     was_training = model.training
     model.to(device).eval()
     teacher.to(device)
     signal, noise = (torch.zeros(len(teacher.outputs), dtype=torch.float64) for _ in range(2))
     losses: list[float] = []
     count = 0
-    for cpu_batch in data.epoch(0):
+    for place, cpu_batch in enumerate(data.epoch(0)):
         batch = cpu_batch.to(device)
         ours: dict[str, Tensor] = model(batch.inputs)
         theirs = teacher({teacher.inputs[0]: batch.inputs})
@@ -124,6 +133,7 @@ def standing(
         if loss is not None:
             losses.append(float(loss(model, batch)[0]))
         count += len(batch.inputs)
+        tell(place + 1, data.steps)
     model.train(was_training)
     decibels = 10 * torch.log10(signal.clamp(min=1e-30) / noise.clamp(min=1e-30))
     return Standing(float(decibels.mean()), tuple(losses)), count

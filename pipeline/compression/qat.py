@@ -17,7 +17,7 @@ A fifth of the samples takes no part. It judges the plan before and after (`held
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,22 @@ class _TrainedPlan:
     agreement: Agreement | None
 
 
+@dataclass(frozen=True)
+class _Said:
+    """Progress that names the weights that are trained: there may be two kinds, one after the other."""
+
+    progress: Progress
+    scheme: WeightScheme
+
+    def training(self, done: int, total: int, what: str) -> None:
+        """Passes a step on."""
+        self.progress(done, total, f"{what} ({self.scheme} weights)")
+
+    def judging(self, when: str) -> Callable[[int, int], None]:
+        """What hears how the samples held out are gone through."""
+        return lambda done, total: self.progress(done, total, f"batches held out, {when} training")
+
+
 def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and who watches
     settings: Qat, loss: Loss, result: Quantized, scheme: WeightScheme, data: Data, folder: Path, progress: Progress
 ) -> _TrainedPlan:
@@ -170,11 +186,12 @@ def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and
     student, teacher = Student(graph), TorchGraph(model)
     judged_loss = None if settings.objective == "distill" else loss
     device = process_state().device
-    before, count = standing(student, teacher, data.held_out, device, judged_loss)
+    said = _Said(progress, scheme)
+    before, count = standing(student, teacher, data.held_out, device, judged_loss, said.judging("before"))
     identity = {"plan": start.digest(), "data": data.digest, "held out": str(count)}
-    history = train(Run(student, loss, data.training, settings, folder, progress=progress, identity=identity))
+    history = train(Run(student, loss, data.training, settings, folder, progress=said.training, identity=identity))
     plan = graph.plan()
-    after, _ = standing(student, teacher, data.held_out, device, judged_loss)
+    after, _ = standing(student, teacher, data.held_out, device, judged_loss, said.judging("after"))
     verdict = Verdict(count, "sqnr_db" if judged_loss is None else "loss", before, after)
     found = agreement(student, result.calibration.quantized(plan, scheme), data.held_out)
     return _TrainedPlan(plan if verdict.improved else start, history, verdict, found)
