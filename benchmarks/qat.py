@@ -43,7 +43,7 @@ class Case:
 
 
 RESNET = ("data.evaluation_samples=10000", "quantize.weights=shared")
-MOBILENET = ("quantize.per_tensor=true", "quantize.weights=shared")
+MOBILENET = ("quantize.per_tensor=true", "quantize.weights=shared", "parity.samples=100")
 LABELS = 'objective="labels", data="training", epochs=1, batch_size=128, flip=true, shift=4'
 QUARTER = ("data.training=cifar10.zip/cifar10/train", "data.training_samples=12500")
 CASES = {
@@ -63,9 +63,11 @@ def command(case: Case, seed: int, folder: Path) -> list[str]:
     return [str(EDGESHIP), "deploy", str(recipe), "--out", str(folder), "--to", "accuracy", "--json", *options]
 
 
-def execute(name: str, case: Case, out: Path) -> None:
-    """Runs what has not finished; a gate that is not met (exit code 3) is a result like any other."""
-    for seed in range(case.seeds):
+def execute(cases: dict[str, Case], out: Path) -> None:
+    """Runs what has not finished, seed by seed; a gate that is not met (exit code 3) is a result like any other."""
+    most = max(case.seeds for case in cases.values())
+    runs = [(name, case, seed) for seed in range(most) for name, case in cases.items() if seed < case.seeds]
+    for name, case, seed in runs:
         folder = out / f"{name}-{seed}"
         if (folder / "done.json").exists():
             continue
@@ -121,9 +123,9 @@ def main() -> None:
     table = Table(
         "plan", "seeds", "fp32", "onnxruntime", "tflite", "SQNR held out, dB", "loss held out", "kept", "steps"
     )
+    if wanted and not arguments.table:
+        execute(wanted, arguments.out)
     for name, case in wanted.items():
-        if not arguments.table:
-            execute(name, case, arguments.out)
         found = reports(name, case, arguments.out)
         if found:
             table.add_row(*row(name, found))
