@@ -232,7 +232,7 @@ class Qat(Training):
     batch_size: PositiveInt = Field(default=10, description="samples of a step, over all processes together")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has momentum; adamw ignores it")
     lr: PositiveFloat = Field(
-        default=0.02,
+        default=0.01,
         description="the largest learning rate; weights are held in quantization steps, so adamw moves each by no more "
         "than about this share of its step at a time",
     )

@@ -112,6 +112,9 @@ class ArrayBatches:
     def __post_init__(self) -> None:
         if not len(self.values):
             raise InputError("the training data holds no samples; accepted: at least 1")
+        if self.augmentation and self.values.ndim != 4:
+            shape = [1, *self.values.shape[1:]]
+            raise InputError(f"training: flip and shift are for images [1, C, H, W]; the input's shape is {shape}")
 
     @property
     def steps(self) -> int:

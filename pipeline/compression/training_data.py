@@ -75,8 +75,6 @@ def _batches(
     mean, std = ((0.0,), (1.0,)) if is_arrays else (recipe.input.mean, recipe.input.std)
     border = tuple(float(-each / by) for each, by in zip(*_same_length(mean, std), strict=True))
     varied = Augmentation(settings.flip, settings.shift, border)
-    if varied and len(shape) != 4:
-        raise InputError(f"training.flip and shift are for images [1, C, H, W]; the input's shape is {list(shape)}")
     trained = field == "training"
     return ArrayBatches(
         values,

@@ -289,6 +289,12 @@ def test_images_are_moved_and_mirrored_without_changing_their_pixels() -> None:
     assert any(torch.equal(each[0, 1:, 1:], images[0, 0, :-1, :-1]) for each in varied)  # down and right
 
 
+def test_what_is_no_image_cannot_be_mirrored_or_moved() -> None:
+    for varied in (Augmentation(flip=True), Augmentation(shift=2)):
+        with pytest.raises(InputError, match=r"flip and shift are for images .* shape is \[1, 8\]"):
+            ArrayBatches(np.zeros((4, 8), np.float32), None, 2, augmentation=varied)
+
+
 def test_learning_rates_follow_their_formulas() -> None:
     cosine = Training(epochs=10, lr=1.0, warmup_epochs=2.0)
     rates = [learning_rate(cosine, step, 5) for step in range(50)]
