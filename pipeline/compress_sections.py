@@ -16,19 +16,23 @@ Importance = Literal["magnitude", "taylor", "activation", "apoz"]
 class Prune(Section):
     """What is removed, how much of it, and in how many steps with training in between."""
 
-    kind: Literal["structured", "unstructured", "soft"] = Field(
+    kind: Literal["structured", "blocks", "soft", "unstructured"] = Field(
         default="structured",
-        description="structured: whole channels, for real; soft: channels are zeroed each epoch, trained on, and "
-        "removed at the end; unstructured: single weights become zero (smaller when compressed, not faster)",
+        description="structured: whole channels, for real; blocks: whole residual blocks; soft: channels are zeroed "
+        "each epoch, trained on, and removed at the end; unstructured: single weights become zero (smaller when "
+        "compressed, not faster)",
     )
     importance: Literal["auto", Importance] = Field(
         default="auto",
-        description="what a weight or channel is ranked by; auto: taylor with `structured`, magnitude with the others",
+        description="what a weight or channel is ranked by; auto: taylor with `structured`, magnitude with the others; "
+        "blocks are ranked by the loss without them",
     )
     scope: Literal["global", "layer"] = Field(
         default="global", description="rank all layers together, or take the same share of each layer"
     )
-    ratio: float | None = Field(default=None, gt=0, lt=1, description="share of the channels, or weights, to remove")
+    ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the channels, blocks or weights to remove"
+    )
     macs: float | None = Field(default=None, gt=0, lt=1, description="share of the multiply-accumulates to keep")
     max_bytes: PositiveInt | None = Field(default=None, description="largest size of the float32 weights")
     max_latency_ms: PositiveFloat | None = Field(
@@ -39,16 +43,20 @@ class Prune(Section):
     step_epochs: PositiveInt = Field(default=1, description="epochs of training after each step but the last")
     round_to: PositiveInt = Field(default=8, description="channels are kept in multiples of this, as kernels want them")
     layer_limit: float = Field(default=0.9, gt=0, lt=1, description="largest share removed from any one layer")
-    batches: PositiveInt = Field(default=16, description="training batches that gradients or activations come from")
-    skip: tuple[str, ...] = Field(default=(), description="globs of layer names that stay as they are")
+    batches: PositiveInt = Field(
+        default=16, description="training batches that gradients, activations or losses come from"
+    )
+    skip: tuple[str, ...] = Field(default=(), description="globs of names of layers or blocks that stay as they are")
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
         goals = [name for name in ("ratio", "macs", "max_bytes", "max_latency_ms") if getattr(self, name) is not None]
         if len(goals) != 1:
             raise ValueError("exactly one of ratio, macs, max_bytes and max_latency_ms")
-        if self.kind != "structured" and goals != ["ratio"]:
-            raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels')
+        if self.kind in ("soft", "unstructured") and goals != ["ratio"]:
+            raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels or blocks')
+        if self.kind == "blocks" and self.importance != "auto":
+            raise ValueError('importance = "auto" with kind = "blocks", which are ranked by the loss without them')
         if self.kind == "soft" and self.ranked_by != "magnitude":
             raise ValueError('importance = "magnitude" with kind = "soft", which ranks anew after each epoch')
         if self.kind == "soft" and self.steps != 1:

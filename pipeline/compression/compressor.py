@@ -22,13 +22,14 @@ from edgeship.pipeline.benchmark.measure import Schedule
 from edgeship.pipeline.compress_sections import Compress, Prune
 from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
 from edgeship.pipeline.compression.batches import ArrayBatches
+from edgeship.pipeline.compression.blocks import Removal, remove_blocks
 from edgeship.pipeline.compression.channels import Cut
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
 from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, top1, train
 from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable
-from edgeship.pipeline.compression.saved import build_dense, read_cuts
+from edgeship.pipeline.compression.saved import build_dense, read_blocks, read_cuts
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
 from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, cut, macs_goal, prunable
 from edgeship.pipeline.compression.teacher import Teacher, open_teacher
@@ -45,11 +46,12 @@ LATENCY_RUNS = Schedule(60, 5, 3)
 
 @dataclass
 class Compressed:
-    """The dense network, the one that came of it, the channels that are gone, and what training measured."""
+    """The dense network, the one that came of it, the channels and blocks that are gone, and what training measured."""
 
     dense: nn.Module
     model: nn.Module
     cuts: list[Cut] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
@@ -81,6 +83,8 @@ class Compressor:
             self._prune_softly(prune)
         elif prune.kind == "structured":
             self._prune_channels(prune)
+        elif prune.kind == "blocks":
+            self._prune_blocks(prune)
         else:
             self._prune_weights(prune)
         result.model.cpu().eval()
@@ -97,6 +101,28 @@ class Compressor:
             self._result.cuts += cuts
             self._train(f"step-{step}", self._step_training(prune, step), [])
 
+    def _prune_blocks(self, prune: Prune) -> None:
+        dense = copy.deepcopy(self._result.model)
+        whole = len(Removal(dense, self._example, prune).candidates())
+        for step in range(1, prune.steps + 1):
+            path = self._folder / f"step-{step}" / "blocks.json"
+            with process_state().main_process_first():
+                if not path.exists():
+                    write_json(path, {"blocks": self._chosen_blocks(dense, prune, step, whole)})
+            chosen = read_blocks(path)
+            remove_blocks(self._result.model, chosen)
+            self._result.blocks += chosen
+            self._train(f"step-{step}", self._step_training(prune, step), [])
+
+    def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int, whole: int) -> list[str]:
+        """What goes in a step; kept, because a measured latency is not the same twice."""
+        removal = Removal(self._result.model, self._example, prune, self._tell)
+        if prune.ratio is None:
+            goal = self._goal(dense, prune, step / prune.steps)
+            return removal.reach(goal, self._ranking_loss(), self._data.training)
+        gone = round(prune.ratio * whole * step / prune.steps) - len(self._result.blocks)
+        return removal.count(gone, self._ranking_loss(), self._data.training)
+
     def _cuts(self, path: Path, dense: nn.Module, prune: Prune, step: int) -> list[Cut]:
         """What is cut in a step; kept, because a measured latency is not the same twice."""
         with process_state().main_process_first():
@@ -104,7 +130,7 @@ class Compressor:
                 model = self._result.model
                 found = prunable(model, self._example, prune)
                 self._result.kept.update(found.kept)
-                evidence = gather(model, prune.ranked_by, self._loss, self._data.training, prune.batches)
+                evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
                 scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
                 ranking = Ranking(found.groups, scores, prune)
                 part = step / prune.steps
@@ -141,7 +167,7 @@ class Compressor:
         names = maskable(model, prune)
         assert prune.ratio is not None
         for step in range(1, prune.steps + 1):
-            evidence = gather(model, prune.ranked_by, self._loss, self._data.training, prune.batches)
+            evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
             scores = weight_scores(model, names, prune.ranked_by, evidence)
             hook = Masks(choose_masks(scores, prune.ratio * step / prune.steps, prune))
             hook.apply(model)
@@ -214,6 +240,14 @@ class Compressor:
         if wanted and isinstance(data, ArrayBatches) and distill.features == "none":
             loss.keep_outputs(data, self._tell)
         return loss
+
+    def _ranking_loss(self) -> Loss:
+        """The loss that weights, channels and blocks are ranked by: what is trained, but for features in between."""
+        distill = self._section.distill
+        if distill is None or self._teacher is None or distill.features == "none":
+            return self._loss
+        outputs = distill.model_copy(update={"features": "none", "layers": ()})
+        return Distillation(outputs, self._teacher, self._section.training.label_smoothing)
 
     def _scores(self, model: nn.Module) -> Tensor:
         from edgeship.pipeline.compression.loop import scores_of

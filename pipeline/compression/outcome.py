@@ -43,7 +43,7 @@ def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
     with process_state().main_process_first():
         if process_state().is_main_process:
             facts = outcome(recipe, section, targets, result, tell)
-            save(recipe, result.model, result.cuts, folder)
+            save(recipe, result.model, result.cuts, result.blocks, folder)
             write_json(folder / RECORD, facts)
             lines = "".join(f"{json.dumps(each, sort_keys=True)}\n" for each in result.history)
             (folder / FILE).write_text(lines, "utf-8")
@@ -68,10 +68,11 @@ def outcome(
         "before": before,
         "after": after,
         "cuts": {each.layer: len(each.channels) for each in result.cuts},
+        "blocks": result.blocks,
         "left_dense": result.kept,
         "notes": _notes(section),
     }
-    if result.cuts:
+    if result.cuts or result.blocks:
         facts["latency"] = _latency(recipe, targets, result, tell)
     return facts
 

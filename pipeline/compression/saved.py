@@ -1,6 +1,7 @@
 """Returns a compressed network from its files, and writes them: an architecture, and weights that hold no code.
 
-- `architecture.json`: the factory that builds the dense network, and the channels that were cut from it, in order;
+- `architecture.json`: the factory that builds the dense network, the blocks that were taken out of it, and the channels
+  that were cut from it, in order;
 - `weights.safetensors`: the state dict of the pruned network;
 - `model.pt2`: both in one file, as an exported program, which any recipe can name as its model.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compression.blocks import remove_blocks
 from edgeship.pipeline.compression.channels import Cut, remove_channels
 from edgeship.pipeline.compression.training_data import input_shape
 from edgeship.pipeline.torch_export import quiet
@@ -44,7 +46,7 @@ def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
     return build_module(place, factory, recipe.model.args, recipe.weights_path if weights else None)
 
 
-def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], folder: Path) -> None:
+def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], blocks: Sequence[str], folder: Path) -> None:
     """Writes the three files."""
     from safetensors.torch import save as to_bytes
 
@@ -55,6 +57,7 @@ def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], folder: Path) ->
         "source": Path(recipe.model.source).name,
         "args": recipe.model.args,
         "input": list(input_shape(recipe)),
+        "blocks": list(blocks),
         "cuts": [asdict(each) for each in cuts],
     }
     (folder / ARCHITECTURE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -68,6 +71,7 @@ def restore(recipe: Recipe, folder: Path) -> nn.Module:
     from edgeship.pipeline.models import load_weights
 
     model = build_dense(recipe, weights=False)
+    remove_blocks(model, read_blocks(folder / ARCHITECTURE))
     remove_channels(model, torch.zeros(input_shape(recipe)), read_cuts(folder / ARCHITECTURE))
     load_weights(model, folder / WEIGHTS)
     return model.eval()
@@ -78,5 +82,13 @@ def read_cuts(path: Path) -> list[Cut]:
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return [Cut(each["layer"], tuple(int(channel) for channel in each["channels"])) for each in found["cuts"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def read_blocks(path: Path) -> list[str]:
+    """The names of the removed blocks in a JSON file with the key "blocks". Raises InputError where it is damaged."""
+    try:
+        return [str(each) for each in json.loads(path.read_text("utf-8"))["blocks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
