@@ -24,7 +24,7 @@ from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.channels import LAYERS
 from edgeship.pipeline.compression.cost import count_cost
-from edgeship.pipeline.compression.loop import Loss
+from edgeship.pipeline.compression.loop import Loss, make_accelerator
 from edgeship.pipeline.compression.structured import Goal
 
 Tell = Callable[[int, int, str], None]
@@ -92,6 +92,7 @@ class Removal:
     model: nn.Module
     example: Tensor
     settings: Prune
+    precision: str = "float32"
     tell: Tell = lambda _done, _total, _what: None
 
     def candidates(self) -> list[str]:
@@ -143,7 +144,7 @@ class Removal:
         batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
         macs = {name: self._saved(name) for name in names}
         gone: list[str] = []
-        with _judging(self.model):
+        with _judging(self.model, self.precision):
             before = _mean_loss(self.model, loss, batches)
             while len(gone) < len(names):
                 left = [name for name in names if name not in gone]
@@ -173,12 +174,13 @@ def _mean_loss(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
 
 
 @contextmanager
-def _judging(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode: statistics of normalization stay as they are."""
+def _judging(model: nn.Module, precision: str) -> Iterator[None]:
+    """The model in eval mode, so that statistics of normalization stay as they are, and in the training's precision."""
     training = model.training
     model.eval()
     try:
-        yield
+        with make_accelerator(precision).autocast():
+            yield
     finally:
         model.train(training)
 

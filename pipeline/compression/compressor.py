@@ -116,12 +116,14 @@ class Compressor:
 
     def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int, whole: int) -> list[str]:
         """What goes in a step; kept, because a measured latency is not the same twice."""
-        removal = Removal(self._result.model, self._example, prune, self._tell)
+        precision = self._section.training.precision
+        removal = Removal(self._result.model, self._example, prune, precision, self._tell)
+        has_labels = next(iter(self._data.training.epoch(0))).labels is not None
+        loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
         if prune.ratio is None:
-            goal = self._goal(dense, prune, step / prune.steps)
-            return removal.reach(goal, self._ranking_loss(), self._data.training)
+            return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training)
         gone = round(prune.ratio * whole * step / prune.steps) - len(self._result.blocks)
-        return removal.count(gone, self._ranking_loss(), self._data.training)
+        return removal.count(gone, loss, self._data.training)
 
     def _cuts(self, path: Path, dense: nn.Module, prune: Prune, step: int) -> list[Cut]:
         """What is cut in a step; kept, because a measured latency is not the same twice."""
