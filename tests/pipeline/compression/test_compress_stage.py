@@ -40,6 +40,24 @@ def build(classes=4):
     torch.manual_seed(3)
     return Net(classes)
 """
+DEEP = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+
+def build():
+    torch.manual_seed(3)
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return nn.Sequential(stem, *(Block() for _ in range(4)), head)
+"""
 LOADERS = """
 import numpy as np
 import torch
@@ -147,8 +165,31 @@ def test_the_saved_files_hold_the_network_without_code(folder: Path) -> None:
     assert deployed.exit_code == 0, deployed.stderr
 
 
-def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(folder: Path) -> None:
-    recipe = recipe_of(folder, "compress.prune.macs=0.6", "compress.prune.steps=2", "compress.prune.importance=taylor")
+def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
+    (folder / "deep.py").write_text(DEEP)
+    changes = ("model.source=deep.py:build", "compress.prune.kind=blocks", "compress.prune.ratio=0.5")
+    arguments = ("deploy", folder / "recipe.toml", "--out", folder / "run", *sets(*changes), "--json")
+    done = run(*arguments, "--to", "accuracy")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    facts = report["compress"]
+    assert len(facts["blocks"]) == 2
+    assert facts["before"]["macs"] - facts["after"]["macs"] == 2 * 64 * 16 * 16 * 9
+    assert report["model"]["macs"] == facts["after"]["macs"]
+    assert set(facts["latency"]["onnxruntime"]) >= {"before", "after", "speedup"}
+    recipe, made = recipe_of(folder, *changes), folder / "run" / "1-compress"
+    inputs = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = load_exported(made / "model.pt2").module()(inputs)
+        torch.testing.assert_close(restore(recipe, made)(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["structured", "blocks"])
+def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(kind: str, folder: Path) -> None:
+    (folder / "deep.py").write_text(DEEP)
+    goal = ["compress.prune.macs=0.6"] if kind == "structured" else ["compress.prune.ratio=0.5"]
+    source = f"model.source={'model' if kind == 'structured' else 'deep'}.py:build"
+    recipe = recipe_of(folder, source, f"compress.prune.kind={kind}", *goal, "compress.prune.steps=2")
     assert recipe.compress is not None
     whole = compress(recipe, recipe.compress, folder / "whole", tell)
     said: list[int] = []
@@ -167,7 +208,8 @@ def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(folder: 
         with pytest.raises(ConnectionAbortedError):
             compress(recipe, recipe.compress, folder / "cut", killed_at(place))
     resumed = compress(recipe, recipe.compress, folder / "cut", tell)
-    assert resumed.cuts == whole.cuts
+    assert (resumed.cuts, resumed.blocks) == (whole.cuts, whole.blocks)
+    assert whole.cuts or whole.blocks
     assert resumed.history == whole.history
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
@@ -291,6 +333,10 @@ def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> N
         (["compress.prune.ratio=1.5"], "less than 1"),
         (["compress.prune.kind=soft", "compress.prune.ratio=0.3", "compress.prune.importance=apoz"], "ranks anew"),
         (["compress.prune.kind=soft", "compress.prune.ratio=0.3", "compress.training.ema=0.9"], "ema = 0"),
+        (
+            ["compress.prune.kind=blocks", "compress.prune.ratio=0.3", "compress.prune.importance=taylor"],
+            "loss without",
+        ),
         (["compress.prune.max_latency_ms=1.0", "compress.prune.latency_target=tflight"], "did you mean 'tflite'"),
         (["model.source=model.onnx"], "model.onnx cannot be trained"),
         (["data.loaders=loaders.py:loaders"], "both are set"),
