@@ -165,6 +165,15 @@ def test_the_saved_files_hold_the_network_without_code(folder: Path) -> None:
     assert deployed.exit_code == 0, deployed.stderr
 
 
+def test_a_network_whose_features_are_matched_can_be_pruned_as_well(folder: Path) -> None:
+    teach = ["teacher.source=model.py:build", "features=attention", 'layers=[["stem","stem"],["outer","outer"]]']
+    recipe = recipe_of(folder, "compress.prune.macs=0.7", *(f"compress.distill.{each}" for each in teach))
+    assert recipe.compress is not None
+    result = compress(recipe, recipe.compress, folder / "kept", tell)
+    assert result.cuts
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
 def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
     (folder / "deep.py").write_text(DEEP)
     changes = ("model.source=deep.py:build", "compress.prune.kind=blocks", "compress.prune.ratio=0.5")
