@@ -234,7 +234,7 @@ def _data(recipe: Recipe, settings: Qat, samples: Samples, kept: Path, progress:
     if settings.data == "training":
         from edgeship.pipeline.compression.training_data import open_training_data
 
-        data = open_training_data(recipe, settings, kept, progress)
+        data = open_training_data(recipe, settings, kept, progress, evaluation=False)
         if isinstance(data.training, ArrayBatches):
             return _parts(data.training, data.digest, "the training data")
         return Data(data.training, data.held_out or _judges(recipe, settings, samples, progress), data.digest)

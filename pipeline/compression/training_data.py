@@ -35,9 +35,12 @@ class TrainingData:
     digest: str
 
 
-def open_training_data(recipe: Recipe, settings: Training, folder: Path, tell: Tell) -> TrainingData:
+def open_training_data(
+    recipe: Recipe, settings: Training, folder: Path, tell: Tell, *, evaluation: bool = True
+) -> TrainingData:
     """The data of `data.training`, or what `data.loaders` returns; decoded pixels are kept in `folder`.
 
+    Beside `data.training` the evaluation samples are held out, where `evaluation` asks for them and they have labels.
     Raises InputError where neither is set, or both are, and for data that does not fit.
     """
     shape = input_shape(recipe)
@@ -49,7 +52,8 @@ def open_training_data(recipe: Recipe, settings: Training, folder: Path, tell: T
             "data.loaders (PATH.py:function)"
         )
     training = _batches(recipe, "training", settings, folder, tell)
-    held_out = _batches(recipe, "evaluation", settings, folder, tell) if recipe.data.evaluation else None
+    judged = evaluation and recipe.data.evaluation is not None
+    held_out = _batches(recipe, "evaluation", settings, folder, tell) if judged else None
     if held_out is not None and held_out.labels is None:
         held_out = None
     return TrainingData(training, held_out, recipe.data_digest("training") or "")

@@ -282,6 +282,28 @@ def test_a_teacher_guides_pruned_students_and_needs_the_same_classes(folder: Pat
         compress(other, other.compress, folder / "other", tell)
 
 
+def test_the_integers_of_the_pruned_network_learn_from_the_same_teacher(folder: Path) -> None:
+    wanted = sets(
+        "compress.prune.macs=0.7",
+        "compress.distill.teacher.source=model.py:build",
+        'quantize.qat={objective="teacher", data="training", epochs=2, batch_size=16}',
+    )
+    arguments = ("deploy", folder / "recipe.toml", "--out", folder / "run", *wanted, "--json", "--to", "accuracy")
+    done = run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["compress"]["after"]["macs"] == report["model"]["macs"]
+    (trained,) = report["quantization"]["qat"].values()
+    assert trained["judged_by"] == "loss"
+    assert trained["held_out"]["samples"] == 19
+    assert trained["agreement"]["max_steps"] <= 1
+    assert [stage["name"] for stage in report["stages"] if stage["cached"]] == []
+    assert all(stage["cached"] for stage in json.loads(run(*arguments).stdout)["stages"])
+    (folder / "model.py").write_text(MODEL.replace("manual_seed(3)", "manual_seed(4)"))
+    again = json.loads(run(*arguments).stdout)["stages"]
+    assert not next(stage["cached"] for stage in again if stage["name"] == "quantize")
+
+
 def test_train_fine_tunes_without_pruning(folder: Path) -> None:
     done = run("train", folder / "recipe.toml", "-o", folder / "out", *sets("compress.prune.ratio=0.3"), "--json")
     assert done.exit_code == 0, done.stderr

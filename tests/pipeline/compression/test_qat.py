@@ -163,7 +163,7 @@ def test_the_teacher_of_compression_teaches_the_integers_too(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "tiny"\n[model]\nsource = "net.py:make"\n[input]\nshape = [1, 3, 12, 12]\n'
-        '[data]\ncalibration = "data.npz"\ntraining = "data.npz"\n'
+        '[data]\ncalibration = "data.npz"\ntraining = "data.npz"\nevaluation = "nowhere.npz"\n'
         '[compress.distill]\nteacher.source = "teacher.onnx"\nweight = 1.0\ntemperature = 1.0\n'
         '[quantize.qat]\nobjective = "teacher"\nlr = 1.0\n[targets.onnxruntime]\nweights = "full"\n'
     )
