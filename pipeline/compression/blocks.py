@@ -142,7 +142,7 @@ class Removal:
         it saves, measured without it and the ones before.
         """
         batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
-        macs = {name: self._saved(name) for name in names}
+        saved = {name: self._saved(name) for name in names}
         gone: list[str] = []
         with _judging(self.model, self.precision):
             before = _mean_loss(self.model, loss, batches)
@@ -153,15 +153,22 @@ class Removal:
                     with _without(self.model, [*gone, name]):
                         costs.append(_mean_loss(self.model, loss, batches))
                     self.tell(place + 1, len(left), f"blocks tried, {len(gone)} chosen")
-                place = min(range(len(left)), key=lambda each: (costs[each] - before) / macs[left[each]])
+                rises = [max(0.0, cost - before) for cost in costs]  # where the loss falls, what saves most goes first
+                place = min(range(len(left)), key=lambda each: (rises[each] / saved[left[each]], -saved[left[each]]))
                 before = costs[place]
                 gone.append(left[place])
                 yield list(gone)
 
-    def _saved(self, name: str) -> int:
+    def _saved(self, name: str) -> float:
+        """What goes with the block of that which the goal is about: blocks, parameters, or multiply-accumulates."""
+        if self.settings.ratio is not None:
+            return 1.0
+        whole = count_cost(self.model, self.example)
         with _without(self.model, [name]):
-            less = count_cost(self.model, self.example).macs
-        return count_cost(self.model, self.example).macs - less
+            rest = count_cost(self.model, self.example)
+        if self.settings.max_bytes is not None:
+            return float(whole.parameters - rest.parameters)
+        return float(whole.macs - rest.macs)
 
 
 def _device(model: nn.Module) -> torch.device:

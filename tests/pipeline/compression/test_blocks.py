@@ -53,6 +53,19 @@ class Deep(nn.Module):
         return self.head(self.stages(F.relu(self.stem(x))).mean((2, 3)))
 
 
+class Uneven(nn.Module):
+    """Wide blocks on small maps, and narrow ones on large maps: the same multiply-accumulates, unlike weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Block("linear", 8), Block("linear", 8))
+        self.wide = nn.Sequential(nn.Conv2d(8, 32, 3, 2, 1), Block("linear", 32), Block("linear", 32))
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(self.narrow(x)).mean((2, 3)))
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -153,3 +166,18 @@ def test_blocks_that_are_skipped_stay(striped: Make) -> None:
     goal = Goal("blocks", 1, lambda each: float(len(find_blocks(each, EXAMPLE))))
     gone = removal(model, skip=("stages.1",), batches=1).reach(goal, Classification(), striped())
     assert sorted(gone) == ["stages.0", "stages.2"]
+
+
+def test_blocks_are_ranked_for_what_the_goal_is_about(striped: Make) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = Uneven().eval()
+    with torch.no_grad():
+        for part in (model.narrow, model.wide):
+            for block in list(part)[1:]:
+                block.second.weight.mul_(0.2)
+    parameters = sum(each.numel() for each in model.parameters())
+    goal = Goal("parameters", 0.7 * parameters, lambda each: float(sum(one.numel() for one in each.parameters())))
+    gone = removal(model, ratio=None, max_bytes=1, batches=2).reach(goal, Classification(), striped())
+    assert gone
+    assert all(name.startswith("wide") for name in gone)
