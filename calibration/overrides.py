@@ -1,7 +1,8 @@
 """What the user wants of single tensors, by pattern, made into rules and observers.
 
 `[[quantize.override]]` names tensors or nodes with a glob (`*`, `?`, `[abc]`) and says one thing of them: another
-range algorithm, a fixed range, a fixed scale, that they stay float, or that they compute on 16-bit activations. Of
+range algorithm (of activations or of weights), a fixed range, a fixed scale, that they stay float, or that they compute
+on 16-bit activations. Of
 several overrides the last that matches wins (what a tensor's numbers are and how a node runs are chosen apart). A
 pattern that matches nothing is an error: a typo would otherwise change nothing, silently.
 
@@ -21,23 +22,26 @@ import onnx_ir as ir
 
 from edgeship.calibration import algorithms
 from edgeship.calibration.errors import InputError, nearest
-from edgeship.calibration.operators import MAC_OPERATORS, node_key, value_name
+from edgeship.calibration.operators import MAC_OPERATORS, node_key, read_layer, value_name
 from edgeship.calibration.pinned import Pinned, pinned_scale
 from edgeship.calibration.plan import tensors_to_observe
 from edgeship.calibration.selection import readers, select
 from edgeship.calibration.types import Observer, OperatorRule, QuantPlan, QuantRules
 
-ONE_OF = "an algorithm, float = true, a range, a scale, int16 = true"
+ONE_OF = "an algorithm, a weight_algorithm, float = true, a range, a scale, int16 = true"
 SPARED = "minmax"
 """The algorithm of the tensors that are never clipped by default."""
+OF_STREAMS = frozenset({"moving_average"})
+"""Algorithms that look at how values change from sample to sample."""
 
 
 @dataclass(frozen=True)
 class Override:
     """One wish for the tensors (or nodes) that match `pattern`: exactly one of the fields after it is set.
 
-    `range`: [low, high] to represent. `scale`: the quantization step itself, with `zero_point` (0 where not given).
-    `wide`: activations of 16 bits around the matching nodes. `reason`: why, where not because the recipe says so.
+    `weight_algorithm`: what chooses the range of the weights of matching layers. `range`: [low, high] to represent.
+    `scale`: the quantization step itself, with `zero_point` (0 where not given). `wide`: activations of 16 bits around
+    the matching nodes. `reason`: why, where not because the recipe says so.
     """
 
     pattern: str
@@ -47,11 +51,12 @@ class Override:
     scale: float | None = None
     zero_point: int | None = None
     wide: bool = False
+    weight_algorithm: str | None = None
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        wishes = (self.algorithm is not None, self.stays_float, self.range is not None, self.scale is not None)
-        if sum(wishes) + self.wide != 1:
+        wishes = (self.algorithm, self.weight_algorithm, self.range, self.scale)
+        if sum(wish is not None for wish in wishes) + self.stays_float + self.wide != 1:
             raise InputError(f"the override of {self.pattern!r} must say exactly one of: {ONE_OF}")
         if self.range is not None and not self.range[0] <= 0 <= self.range[1] > self.range[0]:
             raise InputError(
@@ -69,9 +74,9 @@ class Override:
             )
 
     @property
-    def is_of_nodes(self) -> bool:
-        """Whether it says how nodes run, and not which numbers a tensor has."""
-        return self.stays_float or self.wide
+    def is_of_activations(self) -> bool:
+        """Whether it says which numbers an activation has, and not how nodes run or what weights have."""
+        return not (self.stays_float or self.wide or self.weight_algorithm)
 
 
 def rules_with_floats(model: ir.Model, rules: QuantRules, overrides: Sequence[Override]) -> QuantRules:
@@ -143,7 +148,7 @@ def wide_nodes(model: ir.Model, plan: QuantPlan, overrides: Sequence[Override]) 
 def check_scales(plan: QuantPlan, overrides: Sequence[Override]) -> None:
     """Raises InputError where a tensor did not get the scale that an override pins, since it shares another's."""
     for name, params in plan.activations.items():
-        last = [each for each in overrides if not each.is_of_nodes and fnmatchcase(name, each.pattern)]
+        last = [each for each in overrides if each.is_of_activations and fnmatchcase(name, each.pattern)]
         wanted = last[-1].scale if last else None
         if wanted is not None and params.scale != np.float32(wanted):
             raise InputError(
@@ -170,7 +175,7 @@ def make_observers(
     folded = {name: value_name(node.outputs[0]) for name, node in select(model, rules).folds.items()}
     known = {**{name: name for name in names}, **folded}
     for override in overrides:
-        if override.is_of_nodes:
+        if not override.is_of_activations:
             continue
         targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
         if not targets:
@@ -178,6 +183,43 @@ def make_observers(
         for target in targets:
             makers[target] = _maker(override, rules)
     return {name: make() for name, make in makers.items()}
+
+
+def weight_observers(
+    model: ir.Model, rules: QuantRules, algorithm: str, overrides: Sequence[Override] = ()
+) -> dict[str, algorithms.ObserverFactory]:
+    """What chooses the range of a weight tensor, by initializer name; weights that are represented whole are left out.
+
+    A pattern names a layer, by node name, or its weights. Raises InputError for an unknown algorithm, one that means
+    nothing for weights, or a pattern in vain.
+    """
+    layers = [node for node in select(model, rules).int8 if node.op_type in MAC_OPERATORS]
+    weights = {node: value_name(read_layer(node).weight_value) for node in layers}
+    known = {name: weights[node] for node in layers for name in (node_key(node), weights[node])}
+    chosen = dict.fromkeys(known.values(), _of_weights(algorithm))
+    for override in overrides:
+        if override.weight_algorithm is None:
+            continue
+        targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
+        if not targets:
+            raise _in_vain(override, known, "layer or weights")
+        chosen |= dict.fromkeys(targets, _of_weights(override.weight_algorithm))
+    return {name: factory for name, factory in chosen.items() if factory is not None}
+
+
+def weight_algorithms() -> list[str]:
+    """The range algorithms that mean something for weights, sorted."""
+    return [name for name in algorithms.names() if name not in OF_STREAMS]
+
+
+def _of_weights(algorithm: str) -> algorithms.ObserverFactory | None:
+    """The algorithm's observers; None for the one that represents everything."""
+    if algorithm in OF_STREAMS:
+        raise InputError(
+            f"weight_algorithm {algorithm!r} averages over samples, and weights have none; accepted: "
+            f"{', '.join(weight_algorithms())}"
+        )
+    return None if algorithm == SPARED else algorithms.load(algorithm)
 
 
 def _maker(override: Override, rules: QuantRules) -> Callable[[], Observer]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from edgeship.calibration.algorithms import ObserverFactory
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.groups import Groups
 from edgeship.calibration.input_grid import image_input_params
@@ -63,10 +64,16 @@ def tensors_to_observe(model: ir.Model, rules: QuantRules) -> list[str]:
     return list(names)
 
 
-def make_plan(model: ir.Model, rules: QuantRules, observers: Mapping[str, Observer]) -> QuantPlan:
+def make_plan(
+    model: ir.Model,
+    rules: QuantRules,
+    observers: Mapping[str, Observer],
+    of_weights: Mapping[str, ObserverFactory] | None = None,
+) -> QuantPlan:
     """Every scale, zero point and integer of the quantized model.
 
-    `observers` holds at least the tensors of `tensors_to_observe`. Raises InputError when nothing can be int8 or a
+    `observers` holds at least the tensors of `tensors_to_observe`. `of_weights`: what chooses the range of a weight, by
+    initializer name; the others are represented whole. Raises InputError when nothing can be int8 or a
     weight is NaN or infinite, StageError when a tensor was not observed.
     """
     selection = select(model, rules)
@@ -80,7 +87,7 @@ def make_plan(model: ir.Model, rules: QuantRules, observers: Mapping[str, Observ
     if not any(value.name in pinned for value in model.graph.inputs):
         by_group |= _image_inputs(model, rules, groups, by_group)
     activations, folded = _activation_params(selection, groups, by_group)
-    weights, biases = _constants(selection, rules, activations, folded, groups)
+    weights, biases = _constants(selection, rules, activations, folded, groups, of_weights or {})
     return QuantPlan(
         activations=activations,
         weights=weights,
@@ -133,12 +140,13 @@ def _does_the_work(params: QuantParams, activation: ir.Node) -> bool:
     return bounds is not None and representable(params).within(Range(*bounds), 0.5 * float(params.scale))
 
 
-def _constants(
+def _constants(  # noqa: PLR0913, PLR0917 - what was decided so far
     selection: Selection,
     rules: QuantRules,
     activations: Mapping[str, QuantParams],
     folded: Mapping[str, str],
     groups: Groups[str],
+    of_weights: Mapping[str, ObserverFactory],
 ) -> tuple[dict[str, QuantizedConstant], dict[str, QuantizedConstant]]:
     """Weights and constant operands by initializer name, biases by node name.
 
@@ -165,7 +173,8 @@ def _constants(
             weights[key(node, index, value, ("operand", group))] = QuantizedConstant(params, params.quantize(array))
     for name, layers in users.items():
         steps = [_steps(layer, activations, folded) for layer in layers]
-        params = weight_params(layers, steps, rules.weight)
+        observer = of_weights.get(value_name(layers[0].weight_value))
+        params = weight_params(layers, steps, rules.weight, observer)
         weights[name] = QuantizedConstant(params, params.quantize(layers[0].weights))
         for layer, (input_step, _) in zip(layers, steps, strict=True):
             if layer.bias is not None:

@@ -14,7 +14,14 @@ import onnx_ir as ir
 from edgeship.calibration import refine
 from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
 from edgeship.calibration.convergence import Convergence, Watch
-from edgeship.calibration.overrides import Override, check_scales, make_observers, rules_with_floats, wide_nodes
+from edgeship.calibration.overrides import (
+    Override,
+    check_scales,
+    make_observers,
+    rules_with_floats,
+    weight_observers,
+    wide_nodes,
+)
 from edgeship.calibration.plan import make_plan
 from edgeship.calibration.qdq import apply_plan
 from edgeship.calibration.refine import Refinement
@@ -37,6 +44,7 @@ class Calibration:
     model: ir.Model
     rules: QuantRules
     algorithm: str
+    weight_algorithm: str
     samples: int
     observers: Mapping[str, Observer]
     refinements: Mapping[str, Refinement]
@@ -48,7 +56,8 @@ class Calibration:
 
     def plan(self, weights: WeightScheme = "full") -> QuantPlan:
         """The plan with weights of the given scheme: ranges, then limits of the weights, then the other refinements."""
-        plan = make_plan(self.model, self.rules, self.observers)
+        of_weights = weight_observers(self.model, self.rules, self.weight_algorithm, self.overrides)
+        plan = make_plan(self.model, self.rules, self.observers, of_weights)
         if weights == "pair_limited":
             plan = refine.load("pair_limit").refine(self.model, plan, {}, weights)
         settled = any(refinement.settles_biases for refinement in self.refinements.values())
@@ -69,6 +78,7 @@ class Calibration:
         """The QDQ model of `plan`, with the facts of this calibration in its metadata."""
         facts: dict[str, str | int | float] = {
             "algorithm": self.algorithm,
+            "weight_algorithm": self.weight_algorithm,
             "refinements": ",".join(self.refinements),
             "rules": self.rules.name,
             "samples": self.samples,
@@ -79,13 +89,14 @@ class Calibration:
         return apply_plan(self.model, plan, facts)
 
 
-def calibrate(  # noqa: PLR0913 - six of ten are keyword-only options
+def calibrate(  # noqa: PLR0913 - seven of eleven are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: QuantRules,
     open_model: OpenModel,
     *,
     algorithm: str = "minmax",
+    weight_algorithm: str = "minmax",
     refinements: Sequence[str] = REFINEMENTS,
     overrides: Sequence[Override] = (),
     wide: bool = False,
@@ -101,6 +112,7 @@ def calibrate(  # noqa: PLR0913 - six of ten are keyword-only options
     loaded = refine.load_all(refinements, options, progress)
     rules = rules_with_floats(model, rules, overrides)
     observers = make_observers(model, rules, algorithm, overrides)
+    weight_observers(model, rules, weight_algorithm, overrides)  # what cannot be met is said before the pass
 
     def look(of: ir.Model, wanted: Mapping[str, Sequence[Statistic]]) -> None:
         observe(of, samples, wanted, open_model, progress)
@@ -119,6 +131,7 @@ def calibrate(  # noqa: PLR0913 - six of ten are keyword-only options
         model,
         rules,
         algorithm,
+        weight_algorithm,
         watch.done,
         observers,
         loaded,

@@ -3,6 +3,7 @@
     float_outputs       an output that mixes ranges (boxes in pixels with scores in 0..1 under one scale) stays float
     float_concats       a Concat of inputs whose ranges are far apart stays float: each input keeps its own scale
     wide_activations    SiLU (x * Sigmoid(x)) and HardSwish compute on 16-bit activations
+    wide_outputs        the scores of many classes, of which the two largest often become the same integer, get 16 bits
     equalize            (a refinement) layers whose output channels have weights of very different size
 
 Dead channels, BatchNormalization that was not folded, and padded MaxPool of negative values are told without a fix.
@@ -28,13 +29,19 @@ from edgeship.calibration.samples.checks import few
 from edgeship.calibration.subset import layers_of
 from edgeship.calibration.types import Array, Finding, Observer, QuantPlan
 
-FIXES = ("float_outputs", "float_concats", "wide_activations")
+FIXES = ("float_outputs", "float_concats", "wide_activations", "wide_outputs")
+WIDE_FIXES = frozenset({"wide_activations", "wide_outputs"})
+"""Those that give nodes 16-bit activations."""
 MIXED = 64.0
 """Channels of an output whose ranges are further apart than this share fewer than 2 of the narrow one's 8 bits."""
 UNLIKE = 16.0
 DEAD = 1e-5
 EXPLODING = 100.0
 MOST_CHANNELS = 256
+NEAR = 8
+"""Steps between the two largest scores up to which samples are counted: one in so many of these is within one step."""
+TIED = 0.01
+"""Decisions between scores within one step of each other that are remarkable, as a share of all."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,34 @@ class ChannelSpans:
         return np.asarray(np.maximum(self._high, 0) - np.minimum(self._low, 0))
 
 
+class TopGaps:
+    """How far the largest score of each row of a (batch, classes) tensor is above the second one."""
+
+    def __init__(self) -> None:
+        self.gaps: list[float] = []
+
+    def update(self, values: Array) -> None:
+        """Takes in one batch; tensors of another rank, or of fewer than two classes, are left out."""
+        if values.ndim == 2 and values.shape[1] > 1:
+            top = np.partition(values, -2, axis=1)[:, -2:]
+            self.gaps += [float(gap) for gap in top[:, 1] - top[:, 0]]
+
+    def tied(self, step: float) -> float:
+        """The share of samples whose two largest scores lie within one `step`, from those within `NEAR` of them."""
+        return sum(gap < NEAR * step for gap in self.gaps) / NEAR / max(len(self.gaps), 1)
+
+
 def troubles(
-    model: ir.Model, plan: QuantPlan, observers: Mapping[str, Observer], outputs: Mapping[str, ChannelSpans]
+    model: ir.Model,
+    plan: QuantPlan,
+    observers: Mapping[str, Observer],
+    outputs: Mapping[str, ChannelSpans],
+    gaps: Mapping[str, TopGaps],
 ) -> list[Trouble]:
-    """Everything that int8 is known to suffer from in `model`; `outputs`: what the graph's outputs looked like."""
+    """Everything that int8 is known to suffer from in `model`; `outputs`, `gaps`: what its outputs looked like."""
     checks: Sequence[Callable[[], Iterable[Trouble]]] = (
         lambda: _mixed_outputs(model, plan, outputs),
+        lambda: _tied_outputs(model, plan, gaps),
         lambda: _concats(model, plan, observers),
         lambda: _gated(model, plan),
         lambda: _max_pools(model, plan, observers),
@@ -130,6 +159,18 @@ def _mixed_outputs(model: ir.Model, plan: QuantPlan, outputs: Mapping[str, Chann
         seen = f"channels with ranges of {used.min():.4g} and {used.max():.4g}"
         finding = _note(node, f"output {value.name} mixes ranges under one scale", seen, _accept("float_outputs"))
         yield Trouble(finding, "float_outputs", tuple(node_key(each) for each in chain))
+
+
+def _tied_outputs(model: ir.Model, plan: QuantPlan, gaps: Mapping[str, TopGaps]) -> Iterable[Trouble]:
+    for value in model.graph.outputs:
+        node, params = value.producer(), plan.activations.get(value_name(value))
+        if node is None or params is None or value.name not in gaps or node_key(node) in plan.wide_nodes:
+            continue
+        tied = gaps[value_name(value)].tied(float(params.scale))
+        if tied >= TIED and node_key(node) in plan.int8_nodes:
+            rule = f"the two largest scores of {value.name} often become the same integer"
+            seen = f"within one step in about {100 * tied:.1f} % of the samples"
+            yield Trouble(_note(node, rule, seen, _accept("wide_outputs")), "wide_outputs", (node_key(node),))
 
 
 def _concats(model: ir.Model, plan: QuantPlan, observers: Mapping[str, Observer]) -> Iterable[Trouble]:

@@ -2,7 +2,7 @@
 
     w_q = round(w / s_w[c]),  b_q = round(b / (s_x s_w[c])),  y_q = (sum w_q (x_q - z_x) + b_q) * s_x s_w[c] / s_y + z_y
 
-s_w[c] = max|w[c]| / 127, but never so small that
+s_w[c] = t[c] / 127 with t[c] = max|w[c]|, or what another range algorithm makes of w[c] and -w[c]; never so small that
 
 - |b_q| exceeds 2^30, half of what the int32 accumulator holds (a dead channel has a bias and next to no weights), or
 - the multiplier s_x s_w[c] / s_y falls below 2^-24. XNNPACK takes no multiplier under 2^-32
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeship.calibration.algorithms import ObserverFactory
 from edgeship.calibration.operators import Layer
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, TensorSpec
 
@@ -23,16 +24,22 @@ LARGEST_BIAS = 1 << 30
 SMALLEST_MULTIPLIER = 2.0**-24
 
 
-def weight_params(layers: Sequence[Layer], steps: Sequence[tuple[float, float]], spec: TensorSpec) -> QuantParams:
+def weight_params(
+    layers: Sequence[Layer],
+    steps: Sequence[tuple[float, float]],
+    spec: TensorSpec,
+    observer: ObserverFactory | None = None,
+) -> QuantParams:
     """Parameters for one weight tensor that all `layers` read.
 
     `steps`: each layer's (s_x, s_y). `spec.axis` None asks for one scale for the whole tensor, else the layers' own
-    axis is used.
+    axis is used. `observer`: chooses the range that is represented, for each scale by itself; None: all of it.
     """
     layer = layers[0]
     axis = layer.axis
     others = tuple(i for i in range(layer.weights.ndim) if i != axis)
-    scale = np.abs(layer.weights).max(axis=others, initial=0).astype(np.float64) / spec.qmax
+    largest = np.abs(layer.weights).max(axis=others, initial=0).astype(np.float64)
+    scale = (largest if observer is None else _ranges(layer, spec, observer)) / spec.qmax
     for each, (input_step, output_step) in zip(layers, steps, strict=True):
         scale = np.maximum(scale, smallest_scale(each, input_step, output_step))
     if spec.axis is None:
@@ -40,6 +47,19 @@ def weight_params(layers: Sequence[Layer], steps: Sequence[tuple[float, float]],
     per_channel = TensorSpec(spec.bits, spec.signed, spec.symmetric, axis)
     # Rounding the scale to float32 may move max|w| / scale past 127.5 by nothing: quantize() saturates it to 127.
     return QuantParams(scale.astype(np.float32), np.zeros(scale.shape, np.int64), per_channel)
+
+
+def _ranges(layer: Layer, spec: TensorSpec, observer: ObserverFactory) -> Array:
+    """What the algorithm represents of every slice along the axis, of all together where they have one scale."""
+    slices = np.moveaxis(layer.weights, layer.axis, 0).reshape(layer.weights.shape[layer.axis], -1)
+    if spec.axis is None:
+        slices = slices.reshape(1, -1)
+    chosen = np.empty(len(slices))
+    for place, values in enumerate(slices):
+        seen = observer()
+        seen.update(np.concatenate([values, -values]))  # alike on both sides: weights are symmetric
+        chosen[place] = seen.range()[1]
+    return np.broadcast_to(chosen, layer.weights.shape[layer.axis]).copy()
 
 
 def smallest_scale(layer: Layer, input_step: float, output_step: float) -> Array:

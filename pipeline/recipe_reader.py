@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _LARGEST = 1 << 20
-_OF_RANGES = ("algorithm", "refine", "fixes", "sensitivity", "max_drop", "revert", "reconstruct", "qat")
+_OF_RANGES = (
+    "algorithm",
+    "weight_algorithm",
+    "refine",
+    "fixes",
+    "sensitivity",
+    "max_drop",
+    "revert",
+    "reconstruct",
+    "qat",
+)
 """Keys of [quantize] about activations' ranges, or about what is made by them."""
 _OF_INTEGERS = ("weights", "per_tensor")
 """Keys of [quantize] about 8-bit weights."""
@@ -262,6 +272,7 @@ def _either(names: Sequence[str]) -> str:
 
 def _algorithm_problems(recipe: Recipe) -> list[str]:
     from edgeship.calibration import algorithms, refine
+    from edgeship.calibration.overrides import SPARED, weight_algorithms
 
     known, section = algorithms.names(), recipe.quantize
     asked = [("quantize.algorithm", section.algorithm)]
@@ -270,6 +281,17 @@ def _algorithm_problems(recipe: Recipe) -> list[str]:
     ]
     problems = [
         f"{where}: unknown algorithm {name!r}{did_you_mean(name, known)}" for where, name in asked if name not in known
+    ]
+    of_weights = weight_algorithms()
+    asked = [("quantize.weight_algorithm", section.weight_algorithm)]
+    asked += [
+        (f"quantize.override.{i}.weight_algorithm", each.weight_algorithm or SPARED)
+        for i, each in enumerate(section.override)
+    ]
+    problems += [
+        f"{where}: {name!r} is no range algorithm for weights; accepted: {', '.join(of_weights)}"
+        for where, name in asked
+        if name not in of_weights
     ]
     choices = refine.choices()
     problems += [

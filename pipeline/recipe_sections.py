@@ -181,9 +181,13 @@ class QuantizeOverride(Section):
     """What single tensors or nodes get instead of what `[quantize]` says: exactly one wish."""
 
     pattern: str = Field(
-        min_length=1, description="a glob of tensor names; with `float` and `int16`, of node names too"
+        min_length=1,
+        description="a glob of tensor names; with `float`, `int16` and `weight_algorithm`, of node names too",
     )
     algorithm: str | None = Field(default=None, description="the range algorithm for these tensors")
+    weight_algorithm: str | None = Field(
+        default=None, description="the range algorithm for these weights, by the name of the tensor or of its node"
+    )
     stays_float: bool = Field(default=False, alias="float", description="true: what makes these tensors stays float")
     range: Range | None = Field(default=None, description="[low, high] to represent, with low <= 0 <= high")
     scale: Positive | None = Field(default=None, description="the quantization step itself")
@@ -192,9 +196,9 @@ class QuantizeOverride(Section):
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
-        wishes = (self.algorithm is not None, self.stays_float, self.range is not None, self.scale is not None)
-        if sum(wishes) + self.wide != 1:
-            raise ValueError("exactly one of algorithm, float = true, range, scale and int16 = true")
+        wishes = (self.algorithm, self.weight_algorithm, self.range, self.scale)
+        if sum(wish is not None for wish in wishes) + self.stays_float + self.wide != 1:
+            raise ValueError("exactly one of algorithm, weight_algorithm, float = true, range, scale and int16 = true")
         if self.zero_point is not None and self.scale is None:
             raise ValueError("zero_point beside scale only")
         return self
@@ -204,7 +208,14 @@ class QuantizeOverride(Section):
         from edgeship.calibration.overrides import Override
 
         return Override(
-            self.pattern, self.algorithm, self.stays_float, self.range, self.scale, self.zero_point, self.wide
+            self.pattern,
+            self.algorithm,
+            self.stays_float,
+            self.range,
+            self.scale,
+            self.zero_point,
+            self.wide,
+            self.weight_algorithm,
         )
 
 
@@ -264,6 +275,11 @@ class Quantize(Section):
     algorithm: str = Field(
         default="minmax", description="the range algorithm: a file of edgeship.calibration.algorithms"
     )
+    weight_algorithm: str = Field(
+        default="minmax",
+        description="what chooses the ranges of weights: minmax (the largest magnitude), percentile, "
+        "mse or entropy, for each scale by itself",
+    )
     samples: PositiveInt = Field(default=100, description="calibration samples, drawn with `data.seed`")
     weights: Literal["auto", "shared", "full"] = Field(
         default="auto",
@@ -275,7 +291,7 @@ class Quantize(Section):
         default=("gptq", "bias_correction"),
         description="the refinements: files of edgeship.calibration.refine; [] for none",
     )
-    fixes: tuple[Literal["float_outputs", "float_concats", "wide_activations"], ...] = Field(
+    fixes: tuple[Literal["float_outputs", "float_concats", "wide_activations", "wide_outputs"], ...] = Field(
         default=(), description="fixes of the structure that are accepted: what the findings on it propose"
     )
     scheme: Literal["default", "auto"] = Field(

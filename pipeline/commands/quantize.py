@@ -30,6 +30,9 @@ def calibration_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the samples."),
         click.option("--algorithm", default="minmax", show_default=True, help="The range algorithm."),
         click.option(
+            "--weight-algorithm", default="minmax", show_default=True, help="The range algorithm of the weights."
+        ),
+        click.option(
             "--target", "targets", multiple=True, metavar="NAME", help="For these targets' rules.  [default: all]"
         ),
         click.option(
@@ -95,7 +98,9 @@ def quantize(
 def _refuse_ignored(mode: Mode) -> None:
     """Raises InputError for an option on the command line that a mode without ranges would ignore."""
     context = click.get_current_context()
-    accepted: dict[str, tuple[str, ...]] = {"algorithm": ("static", "int16"), "refinements": ("static", "int16")}
+    accepted: dict[str, tuple[str, ...]] = dict.fromkeys(
+        ("algorithm", "weight_algorithm", "refinements"), ("static", "int16")
+    )
     accepted |= {"weights": ("static", "int16", "dynamic"), "per_tensor": ("static", "int16", "dynamic")}
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -168,6 +173,7 @@ def calibrated(
             samples,
             rules,
             algorithm=options["algorithm"],
+            weight_algorithm=options["weight_algorithm"],
             schemes=(scheme,),
             per_tensor=options["per_tensor"],
             refinements=() if options["refinements"] == ("none",) else options["refinements"],

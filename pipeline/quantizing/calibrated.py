@@ -32,12 +32,13 @@ class Quantized:
         return next(iter(self.plans.values()))
 
 
-def quantize_model(  # noqa: PLR0913 - eight of eleven are keyword-only options
+def quantize_model(  # noqa: PLR0913 - nine of twelve are keyword-only options
     model: ir.Model,
     samples: Iterable[Feeds],
     rules: Sequence[QuantRules],
     *,
     algorithm: str = "minmax",
+    weight_algorithm: str = "minmax",
     schemes: Sequence[WeightScheme] = ("full",),
     per_tensor: bool = False,
     refinements: Sequence[str] = ("gptq", "bias_correction"),
@@ -66,6 +67,7 @@ def quantize_model(  # noqa: PLR0913 - eight of eleven are keyword-only options
         together,
         open_float,
         algorithm=algorithm,
+        weight_algorithm=weight_algorithm,
         refinements=refinements,
         overrides=overrides,
         wide=wide,
@@ -125,6 +127,7 @@ def describe(result: Quantized) -> dict[str, Any]:
         "digests": {scheme: each.digest() for scheme, each in result.plans.items()},
         "rules": seen.rules.name,
         "algorithm": seen.algorithm,
+        "weight_algorithm": seen.weight_algorithm,
         "refinements": list(seen.refinements),
         "refined": {name: each.report() for name, each in seen.refinements.items() if each.report()},
         "samples": seen.samples,

@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, Any
 from edgeship.pipeline.quantizing.calibrated import Quantized, planned
 
 if TYPE_CHECKING:
+    from edgeship.calibration.collect import Statistic
     from edgeship.calibration.overrides import Override
     from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.structure import Trouble
 
-LOOKED_AT = 8
-"""Samples that the outputs' channels are looked at on."""
+LOOKED_AT = 64
+"""Samples that the outputs are looked at on."""
 
 
 def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> tuple[Quantized, Mapping[str, Any]]:
     """The quantized models with the `accepted` fixes, and what plan.json says of the structure."""
     from edgeship.calibration.collect import observe
     from edgeship.calibration.samples.checks import to_json
-    from edgeship.calibration.structure import ChannelSpans, summed_up, troubles
+    from edgeship.calibration.structure import ChannelSpans, TopGaps, summed_up, troubles
     from edgeship.targets.onnxruntime import open_float
 
     seen = result.calibration
     outputs = {str(value.name): ChannelSpans() for value in seen.model.graph.outputs}
-    statistics = {name: [spans] for name, spans in outputs.items()}
+    gaps = {name: TopGaps() for name in outputs}
+    statistics: dict[str, list[Statistic]] = {name: [spans, gaps[name]] for name, spans in outputs.items()}
     observe(seen.model, samples.take(min(LOOKED_AT, len(samples))), statistics, open_float)
-    found = troubles(seen.model, result.plan, seen.observers, outputs)
+    found = troubles(seen.model, result.plan, seen.observers, outputs, gaps)
     fixed = [trouble for trouble in found if trouble.fix in accepted]
     if fixed:
         result = planned(
@@ -43,7 +45,8 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
 
 def _overrides(trouble: Trouble) -> list[Override]:
     from edgeship.calibration.overrides import Override
+    from edgeship.calibration.structure import WIDE_FIXES
 
     reason = f"quantize.fixes accepts {trouble.fix}"
-    wide = trouble.fix == "wide_activations"
+    wide = trouble.fix in WIDE_FIXES
     return [Override(glob.escape(node), stays_float=not wide, wide=wide, reason=reason) for node in trouble.nodes]

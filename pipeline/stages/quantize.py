@@ -76,6 +76,7 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     from edgeship.calibration.samples.checks import to_json
+    from edgeship.calibration.structure import WIDE_FIXES
     from edgeship.pipeline.quantizing.calibrated import describe, quantize_model, with_wide_integers
     from edgeship.pipeline.quantizing.data import calibration_samples
     from edgeship.pipeline.quantizing.own_form import own_forms
@@ -89,13 +90,14 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
         require_training()
     samples, findings = calibration_samples(recipe, path, model)
     reverts_to_wide = settings.max_drop is not None and settings.revert == "int16"
-    if reverts_to_wide or "wide_activations" in settings.fixes:
+    if reverts_to_wide or WIDE_FIXES & set(settings.fixes):
         model = with_wide_integers(model)
     result = quantize_model(
         model,
         samples,
         _rules(recipe),
         algorithm=settings.algorithm,
+        weight_algorithm=settings.weight_algorithm,
         schemes=recipe.weight_schemes(),
         per_tensor=settings.per_tensor,
         refinements=settings.refine,

@@ -11,7 +11,7 @@ import pytest
 
 from edgeship.calibration.collect import observe
 from edgeship.calibration.quantize import calibrate
-from edgeship.calibration.structure import ChannelSpans, Trouble, summed_up, troubles
+from edgeship.calibration.structure import ChannelSpans, TopGaps, Trouble, summed_up, troubles
 from edgeship.calibration.types import OperatorRule, QuantRules
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,8 +28,9 @@ def look(rules: QuantRules, samples: Callable[..., Sequence[Any]], open_float: C
         shots = samples(model)
         seen = calibrate(model, shots, QuantRules("all", more), open_float, refinements=())
         outputs = {str(value.name): ChannelSpans() for value in model.graph.outputs}
-        observe(model, shots, {name: [spans] for name, spans in outputs.items()}, open_float)
-        return troubles(model, seen.plan(), seen.observers, outputs)
+        gaps = {name: TopGaps() for name in outputs}
+        observe(model, shots, {name: [spans, gaps[name]] for name, spans in outputs.items()}, open_float)
+        return troubles(model, seen.plan(), seen.observers, outputs, gaps)
 
     return found
 
@@ -123,3 +124,23 @@ def test_what_was_seen_at_each_node_is_kept_apart(build: Build, look: Look) -> N
     body = "h = Conv(x, v)\n y = Conv(h, w)"
     (finding,) = summed_up(look(build(f"(float[1,2,4,4] x) => (float[1,4,4,4] y) {{ {body} }}", v=some, w=other)))
     assert (finding.where, finding.seen) == ("Conv_h (Conv), Conv_y (Conv)", "1 of 4, 2 of 4")
+
+
+@pytest.mark.parametrize(("bias", "found"), [(0.0, True), (60.0, False)])
+def test_scores_whose_two_largest_become_one_integer_are_found(
+    build: Build, look: Look, bias: float, found: bool
+) -> None:
+    weights = np.random.default_rng(4).normal(size=(8, 200))
+    weights[:, 0] = 0.0
+    model = build("(float[1,8] x) => (float[1,200] y) { y = Gemm(x, w, b) }", w=weights, b=np.eye(200)[0] * bias)
+    ties = [trouble for trouble in look(model) if trouble.fix == "wide_outputs"]
+    assert [trouble.nodes for trouble in ties] == ([("Gemm_y",)] if found else [])
+
+
+def test_the_share_of_ties_is_that_of_samples_within_a_step() -> None:
+    rng = np.random.default_rng(5)
+    gaps = TopGaps()
+    for gap in rng.uniform(0, 10, size=2000):
+        gaps.update(np.array([[1.0, 1.0 + gap, -3.0]]))
+    assert gaps.tied(0.5) == pytest.approx(0.05, rel=0.1)
+    assert gaps.tied(0.5) == pytest.approx(np.mean(np.array(gaps.gaps) < 0.5), rel=0.3)

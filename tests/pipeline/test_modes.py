@@ -126,7 +126,7 @@ def test_an_unknown_mode_lists_those_there_are(model: Path, tiny_data: Path, tmp
         ),
         (
             'pattern = "stem"\nint16 = true\nfloat = true',
-            "exactly one of algorithm, float = true, range, scale and int16",
+            "exactly one of algorithm, weight_algorithm, float = true, range, scale and int16",
         ),
     ],
 )
@@ -158,6 +158,7 @@ def test_a_pinned_scale_is_the_scale_or_an_error(model: Path, tiny_data: Path, t
     "wish",
     [
         'algorithm = "mse"',
+        'weight_algorithm = "mse"',
         'refine = ["gptq"]',
         'fixes = ["float_outputs"]',
         "sensitivity = true",
