@@ -161,7 +161,7 @@ def in_turns(environment: Mapping[str, str], run: Path, launches: int, runs: int
     taken: list[list[float]] = [[], []]
     for _ in range(launches):
         for times, model in zip(taken, models, strict=True):
-            times += in_child(environment, "time", str(model), runs)
+            times.extend(in_child(environment, "time", str(model), runs))
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 

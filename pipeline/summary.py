@@ -120,10 +120,11 @@ def _change(held_out: Mapping[str, Any], key: str, form: str) -> str:
 
 def target_table(report: Mapping[str, Any]) -> Table:
     """One column for each target, one row for each thing one wants to know of it."""
-    targets = report["targets"]
+    targets = {name: {**facts, "form": decisions(report).get(name)} for name, facts in report["targets"].items()}
     table = _table("", *targets)
     reference = report.get("reference", {}).get("accuracy", {})
     rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "form": form,
         "size": size_change,
         "accuracy": lambda facts: accuracy(facts.get("accuracy"), reference),
         "parity": lambda facts: parity(facts.get("parity")),
@@ -147,6 +148,34 @@ def _models(outputs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _inside(path: str) -> str:
     return "/".join(Path(path).parts[1:])
+
+
+def decisions(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `quantize.scheme = "auto"` decided, by target, each with the times it was decided by."""
+    quantization = report.get("quantization", {})
+    times = quantization.get("measured", {}).get("scheme", {})
+    made = quantization.get("scheme", {}).get("targets", {})
+    return {name: {**decision, "times": times.get(name, [])} for name, decision in made.items()}
+
+
+def form(facts: Mapping[str, Any]) -> str:
+    """The form that was chosen by measurement, among how many, and how much faster than float it was then."""
+    decision = facts["form"]
+    if not decision:
+        return ""
+    times = {each["name"]: each for each in decision["times"]}
+    chosen = times.get(decision["chosen"])
+    gain = f", {times['fp32']['median_ms'] / chosen['median_ms']:.2f}x float's speed" if chosen else ""
+    return f"{decision['chosen']}{gain}\nfastest here of {len(decision['tried'])} tried"
+
+
+def form_rows(report: Mapping[str, Any]) -> list[str]:
+    """Every form that was tried for each target, and why it lost."""
+    return [
+        f"{target}: {each['form']}: {each['lost'] or 'chosen'}"
+        for target, decision in decisions(report).items()
+        for each in decision["tried"]
+    ]
 
 
 def size_change(facts: Mapping[str, Any]) -> str:
@@ -234,6 +263,12 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         if floats:
             more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
             lines.append(f"{name}: executed in float: {', '.join(floats[:3])}{more}")
+        times = {each["name"]: each for each in decisions(report).get(name, {}).get("times", [])}
+        if any(each["noisy"] for each in times.values()):
+            lines.append(
+                f"{name}: the form was chosen by times that scatter by more than a tenth; on a quiet machine and into "
+                "another run folder it is measured again"
+            )
         if facts.get("latency", {}).get("noisy"):
             lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
     return lines

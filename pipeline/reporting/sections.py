@@ -10,7 +10,7 @@ from edgeship.pipeline.gates import LOWER_LIMITS
 from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.facts import Facts
 from edgeship.pipeline.reporting.run_folder import Run
-from edgeship.pipeline.summary import training_rows, warnings
+from edgeship.pipeline.summary import form_rows, training_rows, warnings
 
 Tone = Literal["good", "bad", "warn", "plain"]
 
@@ -220,6 +220,7 @@ def remarks(run: Run) -> list[Remark]:
     try:
         found += [Remark("warn", line) for line in warnings(run.report.raw() or {})]
         found += [Remark("plain", line) for line in training_rows(run.report.raw() or {})]
+        found += [Remark("plain", line) for line in form_rows(run.report.raw() or {})]
     except (KeyError, TypeError, ValueError, AttributeError):
         found.append(Remark("warn", "the report's findings have another form than this edgeship writes"))
     plan = run.detail("plan.json")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgeship.pipeline.summary import milliseconds, percent, print_summary, size
+from edgeship.pipeline.summary import form_rows, milliseconds, percent, print_summary, size
 
 REPORT: dict[str, Any] = {
     "recipe": "digits",
@@ -124,3 +124,33 @@ def test_numbers_are_said_as_people_say_them() -> None:
     assert [size(n) for n in (0, 1023, 1024, 3 << 20, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "3.0 MiB", "5.00 GiB"]
     assert [milliseconds(n) for n in (0.01234, 0.1234, 12.34)] == ["12.3 us", "0.123 ms", "12.3 ms"]
     assert [percent(n) for n in (1.0, 0.99999, 0.5)] == ["100.00 %", "> 99.99 %", "50.00 %"]
+
+
+def test_the_form_that_was_found_by_measuring_is_said_with_how_many_were_tried() -> None:
+    report = copy.deepcopy(REPORT)
+    tried = [
+        {"form": "full weights", "weights": "full", "keep_float": [], "lost": ""},
+        {
+            "form": "full weights, conv in float",
+            "weights": "full",
+            "keep_float": ["conv"],
+            "lost": "slower: 2.00 times",
+        },
+    ]
+    times = [
+        {"name": "fp32", "median_ms": 3.0, "noisy": False},
+        {"name": "full weights", "median_ms": 2.0, "noisy": True},
+        {"name": "full weights, conv in float", "median_ms": 4.0, "noisy": False},
+    ]
+    report["quantization"] = {
+        "scheme": {"targets": {"tflite": {"chosen": "full weights", "tried": tried}}},
+        "measured": {"scheme": {"tflite": times}},
+    }
+    text = printed(report)
+    assert "full weights, 1.50x float's speed" in text
+    assert "fastest here of 2 tried" in text
+    assert "tflite: the form was chosen by times that scatter" in " ".join(text.split())
+    assert form_rows(report) == [
+        "tflite: full weights: chosen",
+        "tflite: full weights, conv in float: slower: 2.00 times",
+    ]
