@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _LARGEST = 1 << 20
-_OF_RANGES = (
-    "algorithm",
-    "weight_algorithm",
-    "refine",
-    "fixes",
-    "sensitivity",
-    "max_drop",
-    "revert",
-    "reconstruct",
-    "qat",
-)
-"""Keys of [quantize] about activations' ranges, or about what is made by them."""
-_OF_INTEGERS = ("weights", "per_tensor")
-"""Keys of [quantize] about 8-bit weights."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -111,6 +97,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_names(path: Path, recipe: Recipe) -> None:
     """Raises InputError for gates, targets or algorithms that do not exist: they are names, not types."""
+    from edgeship.pipeline.recipe_quantize import quantize_problems
     from edgeship.targets.base import names
 
     problems = [
@@ -129,10 +116,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
     ]
     problems += [
         *_source_problems(recipe),
-        *_form_problems(recipe),
-        *_mode_problems(recipe),
-        *_idle_problems(recipe),
-        *_algorithm_problems(recipe),
+        *quantize_problems(recipe),
         *_channel_problems(recipe),
     ]
     problems += [*_device_problems(recipe), *_compress_problems(recipe, known)]
@@ -150,7 +134,7 @@ def _source_problems(recipe: Recipe) -> list[str]:
         return [f"model.{name}: {source} holds its own weights; accepted: none" for name in needless]
     what = "names no factory" if factory is None else "names a factory in a file that is no Python code"
     accepted = "PATH.py:factory, package.module:factory, model.onnx or model.pt2"
-    return [f"model.source: {_shown(source)} {what}; accepted: {accepted}"]
+    return [f"model.source: {shown(source)} {what}; accepted: {accepted}"]
 
 
 def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
@@ -200,124 +184,17 @@ def _qat_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _form_problems(recipe: Recipe) -> list[str]:
-    from edgeship.pipeline.recipe import CALIBRATED_MODES
-    from edgeship.targets.base import load, names
-
-    mode = recipe.quantize.mode
-    problems = []
-    if recipe.quantize.scheme == "auto" and mode != "static":
-        problems.append(f'quantize.scheme: "auto" chooses among forms of mode "static"; seen: mode = "{mode}"')
-    for name, options in recipe.targets.items():
-        if options.keep_float and mode not in CALIBRATED_MODES:
-            problems.append(f'targets.{name}.keep_float: mode "{mode}" has no integer activations; accepted: none')
-        if (
-            options.weights
-            and name in names()
-            and options.weights not in load(name).forms
-            and options.weights == "unsigned"
-        ):
-            problems.append(f"targets.{name}.weights: this target has no kernels for unsigned weights; accepted: full")
-    return problems
-
-
-def _mode_problems(recipe: Recipe) -> list[str]:
-    """Wishes that the mode would ignore; what asks for nothing ([], false, "auto") is none."""
-    from edgeship.pipeline.quantizing.weight_only import check_overrides
-    from edgeship.pipeline.recipe import CALIBRATED_MODES, INTEGER_MODES, INTEGER_WEIGHT_MODES
-
-    section = recipe.quantize
-    modes = {**dict.fromkeys(_OF_RANGES, CALIBRATED_MODES), **dict.fromkeys(_OF_INTEGERS, INTEGER_WEIGHT_MODES)}
-    asked = [(f"quantize.{key}", getattr(section, key), modes[key]) for key in modes if key in section.model_fields_set]
-    of_form = {"unsigned": CALIBRATED_MODES, "pair_limited": INTEGER_MODES}
-    asked += [
-        (f"targets.{name}.weights", options.weights, of_form[options.weights])
-        for name, options in recipe.targets.items()
-        if options.weights in of_form
-    ]
-    problems = [
-        f'{where}: mode "{section.mode}" would ignore it; accepted: nothing here, or mode = {_either(accepted)}'
-        for where, value, accepted in asked
-        if section.mode not in accepted and not (value in ((), "auto") or value is False)
-    ]
-    if section.mode not in CALIBRATED_MODES:
-        try:
-            check_overrides([wish.as_override() for wish in section.override], section.mode)
-        except InputError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _idle_problems(recipe: Recipe) -> list[str]:
-    """Wishes that change nothing without another one."""
-    from edgeship.pipeline.recipe import CALIBRATED_MODES
-
-    section = recipe.quantize
-    if section.mode not in CALIBRATED_MODES:
-        return []  # said already: the mode itself ignores them
-    problems = []
-    if "reconstruct" in section.model_fields_set and "reconstruct" not in section.refine:
-        problems.append(
-            f"quantize.reconstruct: nothing is reconstructed with refine = {_shown(list(section.refine))}; accepted: "
-            'beside refine = ["reconstruct"] alone'
-        )
-    if "revert" in section.model_fields_set and section.max_drop is None:
-        problems.append("quantize.revert: nothing is reverted without max_drop; accepted: beside max_drop = POINTS")
-    return problems
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(f'"{name}"' for name in names)
-
-
-def _algorithm_problems(recipe: Recipe) -> list[str]:
-    from edgeship.calibration import algorithms, refine
-    from edgeship.calibration.overrides import SPARED, weight_algorithms
-
-    known, section = algorithms.names(), recipe.quantize
-    asked = [("quantize.algorithm", section.algorithm)]
-    asked += [
-        (f"quantize.override.{i}.algorithm", each.algorithm or known[0]) for i, each in enumerate(section.override)
-    ]
-    problems = [
-        f"{where}: unknown algorithm {name!r}{did_you_mean(name, known)}" for where, name in asked if name not in known
-    ]
-    of_weights = weight_algorithms()
-    asked = [("quantize.weight_algorithm", section.weight_algorithm)]
-    asked += [
-        (f"quantize.override.{i}.weight_algorithm", each.weight_algorithm or SPARED)
-        for i, each in enumerate(section.override)
-    ]
-    problems += [
-        f"{where}: {name!r} is no range algorithm for weights; accepted: {', '.join(of_weights)}"
-        for where, name in asked
-        if name not in of_weights
-    ]
-    choices = refine.choices()
-    problems += [
-        f"quantize.refine: unknown refinement {name!r}{did_you_mean(name, choices)}"
-        for name in section.refine
-        if name not in refine.names()
-    ]
-    if not problems:
-        try:
-            refine.load_all(section.refine)
-        except InputError as error:
-            problems.append(f"quantize.refine: {error}")
-    return problems
-
-
 def _device_problems(recipe: Recipe) -> list[str]:
     from edgeship.pipeline.devices.base import ACCEPTED, is_address
 
     problems = [
-        f"devices.{name}.url: seen {_shown(options.url)}; accepted: host, ssh://[user@]host[:port] or adb:SERIAL"
+        f"devices.{name}.url: seen {shown(options.url)}; accepted: host, ssh://[user@]host[:port] or adb:SERIAL"
         for name, options in recipe.devices.items()
         if not is_address(options.url)
     ]
     if recipe.device not in recipe.devices and not is_address(recipe.device):
         hint = did_you_mean(recipe.device, recipe.devices) if recipe.devices else ""
-        problems.append(f"device: seen {_shown(recipe.device)}; accepted: {ACCEPTED}{hint}")
+        problems.append(f"device: seen {shown(recipe.device)}; accepted: {ACCEPTED}{hint}")
     return problems
 
 
@@ -364,7 +241,7 @@ def _explain(detail: ErrorDetails) -> str:
             accepted = str(detail["ctx"]["error"])
         case _:
             accepted = _accepted(detail)
-    return f"{where}: seen {_shown(detail['input'])}; accepted: {accepted}"
+    return f"{where}: seen {shown(detail['input'])}; accepted: {accepted}"
 
 
 def _accepted(detail: ErrorDetails) -> str:
@@ -374,7 +251,8 @@ def _accepted(detail: ErrorDetails) -> str:
     return message[0].lower() + message[1:]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The value as JSON writes it, cut short where it is long."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
