@@ -218,7 +218,7 @@ def equalize(
             moved = max(moved, float(np.abs(np.log(factors)).max()))
         if moved < _SETTLED:
             break
-    return _with_constants(model, weights, biases)
+    return with_constants(model, weights, biases)
 
 
 def _factors(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -> Array:
@@ -252,7 +252,8 @@ def _of_activations(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -
     return np.minimum(factors, 1.0)
 
 
-def _with_constants(model: ir.Model, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> ir.Model:
+def with_constants(model: ir.Model, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> ir.Model:
+    """A copy of the model in which the layers have these weights and biases."""
     copy = model.clone()
     nodes = {node_key(node): node for node in copy.graph}
     for index, constants in ((1, weights), (2, biases)):
