@@ -88,11 +88,16 @@ class Scope:
             node.name = name
         return [self.output(value) for value in graph.outputs]
 
-    def apart(self, graph: ir.Graph, inputs: Sequence[Tensor | None]) -> tuple[list[Node], list[Tensor]]:
-        """The nodes of a graph, written nowhere yet, and its outputs."""
+    def apart(
+        self,
+        graph: ir.Graph,
+        inputs: Sequence[Tensor | None],
+        finish: Callable[[list[Tensor]], list[Tensor]] = list,
+    ) -> tuple[list[Node], list[Tensor]]:
+        """The nodes of a graph, written nowhere yet, and its outputs; `finish` may make others of them."""
         outside, self.reading.nodes = self.reading.nodes, []
         try:
-            outputs = self.body(graph, inputs)
+            outputs = finish(self.body(graph, inputs))
             return self.reading.nodes, outputs
         finally:
             self.reading.nodes = outside

@@ -12,6 +12,7 @@ from typing import Any
 from edgeship.calibration.readback import QOPERATORS
 from edgeship.targets.tflite.op import Int8, Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
+from edgeship.targets.tflite.ops.loop import UPDATE
 
 AT_CONVERSION = {
     "Constant": "becomes a constant of the file",
@@ -49,7 +50,7 @@ def table() -> str:
 
 
 def _rows() -> Iterator[Sequence[str]]:
-    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()}):
+    for name in sorted({*REGISTRY, *EXPANSIONS, *AT_CONVERSION, *QOPERATORS, *_defined()} - {UPDATE}):
         if name in AT_CONVERSION and name not in REGISTRY:
             yield name, "7+", "at conversion", "-", "-", "-", AT_CONVERSION[name]
         elif name in QOPERATORS:

@@ -42,6 +42,7 @@ _RUNTIMES: Mapping[tuple[str, int], str] = {
     ("SUB", 3): "2.3.0",
     ("DIV", 2): "2.3.0",
     ("DEPTH_TO_SPACE", 1): "2.1.0",
+    ("DYNAMIC_UPDATE_SLICE", 1): "2.9.0",
     ("DEPTH_TO_SPACE", 2): "2.5.0",
     ("FULLY_CONNECTED", 5): "2.0.0",
     ("FULLY_CONNECTED", 6): "2.1.0",

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeship.targets.tflite.expansion import Expansion, Scope
 from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
-from edgeship.targets.tflite.ops.loop import FOREVER, keep_loop
+from edgeship.targets.tflite.ops.loop import FOREVER, goes_on, keep_loop
 
 MOST_PASSES = 1024
 _AXES0 = np.array([0], np.int64)
@@ -41,7 +41,7 @@ def expand_loop(scope: Scope, node: Node) -> list[Tensor]:
     trips, going = _known(node, 0, FOREVER), _known(node, 1, 1)
     carried = [node.tensor(place) for place in range(2, len(node.inputs))]
     rows: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
-    if trips > MOST_PASSES and _goes_on(body):
+    if trips > MOST_PASSES and goes_on(body):
         if trips == FOREVER:
             raise Unsupported("never ends", "a loop without a trip count or a condition", "one of both")
         return keep_loop(scope, node)
@@ -60,14 +60,6 @@ def expand_loop(scope: Scope, node: Node) -> list[Tensor]:
             return keep_loop(scope, node)
         going = bool(verdict.data.reshape(())) if verdict.data is not None else False
     return [*carried, *(_stacked(scope, row, 0, node) for row in rows)]
-
-
-def _goes_on(body: ir.Graph) -> bool:
-    """Whether the body hands its condition on as it is."""
-    value: ir.Value | None = body.outputs[0]
-    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
-        value = node.inputs[0]
-    return value is body.inputs[1]
 
 
 def _known(node: Node, place: int, default: int) -> int:

@@ -3,7 +3,9 @@
     variables: pass number, trip count, condition, what the loop carries, what it reads from outside
     goes on while pass number < trip count and condition
 
-Shapes are static: what a pass hands on has the shape and the type of what it was given.
+Shapes are static: what a pass hands on has the shape and the type of what it was given. Values that each pass adds to a
+row of them are carried as the whole row, of which a pass writes its own place (DYNAMIC_UPDATE_SLICE), so their number
+must be known.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.expansion import OPSET, Scope
 from edgeship.targets.tflite.graph import Graph, Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.op import Op
 
-LOOP = "Loop"
+LOOP, UPDATE = "Loop", "UpdateRow"
 FOREVER = (1 << 63) - 1
 
 
@@ -40,15 +43,26 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     """A WHILE in the place of the Loop."""
     graph: ir.Graph = node.attribute("body")
     given = [node.tensor(place) for place in range(2, len(node.inputs))]
-    if len(graph.outputs) - 1 != len(given):
-        seen = f"{len(graph.outputs) - 1 - len(given)} of them, the number of passes computed or too large to unroll"
-        raise Unsupported("collects a value of each pass", seen, "a constant trip count of at most 1024")
+    collected = len(graph.outputs) - 1 - len(given)
+    length = _length(node, graph)
+    if collected and length is None:
+        accepted = "a constant trip count, and no condition that ends it before"
+        raise Unsupported("collects a value of each pass", f"{collected} of them, passes of computed number", accepted)
     if scope.reading.dynamic:
         raise Unsupported("a loop of computed length among dynamic dimensions", "", "static dimensions")
     step = Tensor(f"{scope.prefix}/pass", (), np.dtype(np.int64))
     going = Tensor(f"{scope.prefix}/going", (), np.dtype(np.bool_))
     carried = [_variable(tensor) for tensor in given]
-    nodes, (verdict, *values) = scope.apart(graph, [step, going, *carried])
+    rows: list[Tensor] = []
+
+    def with_rows(outputs: list[Tensor]) -> list[Tensor]:
+        kept, added = outputs[: len(given) + 1], outputs[len(given) + 1 :]
+        rows.extend(Tensor(f"{scope.prefix}/row", (length or 0, *t.shape), t.dtype) for t in added)
+        return [*kept, *(_extended(scope, row, step, value) for row, value in zip(rows, added, strict=True))]
+
+    nodes, (verdict, *values) = scope.apart(graph, [step, going, *carried], with_rows)
+    carried += rows
+    given += [scope.op("Expand", np.zeros((), row.dtype), np.array(row.shape)) for row in rows]
     for before, after in zip(carried, values, strict=True):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             seen = f"{before.dtype} {list(before.shape)}, then {after.dtype} {list(after.shape)}"
@@ -67,6 +81,37 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     inputs: list[Tensor | None] = [_scalar(scope, trips), _scalar(scope, first), *given, *outside]
     scope.reading.nodes.append(Node(LOOP, node.name, inputs, outputs, {"body": body}, opset=OPSET))
     return list(outputs)
+
+
+def _length(node: Node, graph: ir.Graph) -> int | None:
+    """The number of passes, where it is known and nothing can end the loop before."""
+    trips, going = (node.tensor(place).data if node.has(place) else None for place in (0, 1))
+    if trips is None or (node.has(1) and (going is None or not going.all())) or not goes_on(graph):
+        return None
+    return int(trips.reshape(()))
+
+
+def goes_on(body: ir.Graph) -> bool:
+    """Whether the body hands its condition on as it is."""
+    value: ir.Value | None = body.outputs[0]
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+    return value is body.inputs[1]
+
+
+def _extended(scope: Scope, row: Tensor, step: Tensor, value: Tensor) -> Tensor:
+    """`row` with `value` in the place of pass `step`."""
+    first = np.eye(1, row.rank, dtype=np.int32)[0]
+    place = scope.op("Mul", scope.op("Cast", step, to=ir.DataType.INT32.value), first)
+    after = Tensor(f"{row.name}/after", row.shape, row.dtype)
+    inputs: list[Tensor | None] = [row, scope.op("Unsqueeze", value, np.array([0])), place]
+    scope.reading.nodes.append(Node(UPDATE, after.name, inputs, [after], opset=OPSET))
+    return after
+
+
+def convert_update(emit: Emit) -> None:
+    """Writes the new place of a row."""
+    emit.operator("DYNAMIC_UPDATE_SLICE", [emit.input(0), emit.input(1), emit.input(2)], emit.output())
 
 
 def _variable(tensor: Tensor) -> Tensor:
@@ -131,4 +176,7 @@ def _like(emit: Emit, operand: Operand) -> Operand:
     return emit.writer.new(f"{operand.name}/after", operand.shape, operand.dtype)
 
 
-OPS = (Op(LOOP, convert_while, limits=(known_body,)),)
+OPS = (
+    Op(LOOP, convert_while, limits=(known_body,)),
+    Op(UPDATE, convert_update, limits=(of_types("float32", "int8", "int32", "int64", "bool"),)),
+)

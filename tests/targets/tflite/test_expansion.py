@@ -202,7 +202,7 @@ def test_loop_ends_when_its_condition_is_known_to_fail(
     [
         (ALWAYS, ["computed", ""], "collects a value of each pass"),
         (ALWAYS, ["", ""], "never ends"),
-        (ALWAYS, ["many", ""], "collects a value of each pass"),
+        (helper.make_node("Less", ["short", "one"], ["still"]), ["many", ""], "collects a value of each pass"),
         (helper.make_node("Less", ["short", "one"], ["still"]), ["trips", ""], "collects a value of each pass"),
     ],
 )

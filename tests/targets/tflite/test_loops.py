@@ -109,3 +109,51 @@ def test_what_a_loop_cannot_do_is_refused_by_name(model_of: Callable[..., onnx.M
     with pytest.raises(UnsupportedError) as caught:
         TARGET.convert(ir.from_proto(collected), ConvertOptions())
     assert "collects a value of each pass" in str(caught.value.findings[0])
+    assert "a constant trip count" in caught.value.findings[0].accepted
+
+
+def _recurrence(passes: int, ends: str = "cond_in") -> onnx.ModelProto:
+    """x decays from pass to pass; the row of all its values, and one of the passes' numbers."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Mul", ["x_in", "decay"], ["x_out"]),
+        helper.make_node("Identity", [ends], ["cond_out"]),
+        helper.make_node("Sin", ["x_out"], ["wave"]),
+        helper.make_node("Identity", ["i"], ["number"]),
+    ]
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [value("i", TensorProto.INT64, []), value("cond_in", TensorProto.BOOL, []), value("x_in", 1, [2, 3])],
+        [
+            value("cond_out", TensorProto.BOOL, []),
+            value("x_out", 1, [2, 3]),
+            value("wave", 1, [2, 3]),
+            value("number", TensorProto.INT64, []),
+        ],
+    )
+    loop = helper.make_node("Loop", ["n", "", "x"], ["y", "waves", "numbers"], "loop", body=body)
+    main = helper.make_graph(
+        [loop],
+        "main",
+        [value("x", TensorProto.FLOAT, [2, 3])],
+        [value("y", 1, [2, 3]), value("waves", 1, [passes, 2, 3]), value("numbers", TensorProto.INT64, [passes])],
+        [
+            numpy_helper.from_array(np.array(passes, np.int64), "n"),
+            numpy_helper.from_array(np.array(0.998, np.float32), "decay"),
+        ],
+    )
+    return helper.make_model(main, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("kernels", ["default", "builtin"])
+@pytest.mark.parametrize("passes", [1, 3, 1500])
+def test_rows_that_the_passes_of_a_long_loop_fill_are_whole(
+    convert: Any, operators: Any, reference: Any, passes: int, kernels: Kernels
+) -> None:
+    model, feeds = _recurrence(passes), {"x": np.linspace(-2, 3, 6, dtype=np.float32).reshape(2, 3)}
+    path = convert(model)
+    assert operators(path)["WHILE"] == (passes > 1024)  # shorter ones are unrolled
+    seen = TFLiteSession(path, 1, kernels).run(feeds)
+    for name, values in reference(model, feeds).items():
+        np.testing.assert_allclose(seen[name], values, rtol=1e-4, atol=1e-5)
