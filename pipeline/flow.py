@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from edgeship.calibration.errors import EdgeshipError, GateError, InputError, StageError
 from edgeship.pipeline.stage import ORDER, Stage, StageContext
@@ -31,19 +31,8 @@ STAGES = ORDER
 """The stages there are, in order; a recipe without [compress] has no compress stage."""
 
 LIBRARIES = (
-    *(
-        "accelerate",
-        "ai-edge-litert",
-        "flatbuffers",
-        "numpy",
-        "onnx",
-        "onnx-ir",
-        "onnxruntime",
-        "onnxscript",
-        "onnxsim",
-        "pillow",
-    ),
-    *("safetensors", "tensorflow", "torch", "torch-pruning"),
+    *("accelerate", "ai-edge-litert", "flatbuffers", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript"),
+    *("onnxsim", "pillow", "safetensors", "tensorflow", "torch", "torch-pruning"),
 )
 """The libraries whose version can change what a stage makes."""
 
@@ -286,8 +275,3 @@ def library_versions() -> Mapping[str, str]:
 def default_folder(recipe: Recipe) -> Path:
     """`build/<recipe name>` in the current folder."""
     return Path(os.path.curdir) / "build" / recipe.name
-
-
-def settings_of(recipe: Recipe, *sections: str, **more: Any) -> dict[str, Any]:
-    """The named sections of the recipe and whatever else a stage's outputs depend on."""
-    return {"recipe": recipe.dump(*sections), **more}

@@ -45,7 +45,8 @@ class Gate:
 
     def __str__(self) -> str:
         relation = "at least" if self.name in LOWER_LIMITS else "at most"
-        seen = "not measurable" if self.measured is None else f"{self.measured:g}"
+        why = ": it needs labelled samples and a classifier" if self.name.startswith("accuracy.") else ""
+        seen = f"not measurable{why}" if self.measured is None else f"{self.measured:g}"
         return f"{self.target}: {self.name} is {seen}, accepted: {relation} {self.limit:g}"
 
     def to_json(self) -> dict[str, Any]:

@@ -20,12 +20,12 @@ source = {source}{source_note}
 {weights}
 [input]
 {input}
-# How an image becomes the input, in this order: resize, centre crop, (pixel - mean) / std with pixels 0..255.
+# TODO how an image becomes the input, as in training: resize, centre crop, (pixel - mean) / std with pixels 0..255.
 # resize = 256                      # the shorter side, or [height, width]
 # crop = 224
 # mean = [123.675, 116.28, 103.53]  # per channel; this is what torchvision's models were trained with
 # std = [58.395, 57.12, 57.375]
-# color = "rgb"                     # rgb | bgr | gray
+# color = "bgr"                     # rgb (without this line) | bgr | gray
 
 [data]
 # Real samples. A CSV with the columns file,label; a folder of images or of class folders; or an .npz whose keys are
@@ -40,7 +40,7 @@ samples = 100
 
 {targets}
 [gates]                             # a gate nobody sets is not a gate
-"accuracy.max_drop" = 1.0           # percentage points of top-1 against fp32
+"accuracy.max_drop" = 1.0           # percentage points of top-1 against fp32; needs samples with classes
 "parity.max_steps" = 2              # quantization steps between an artifact and its reference
 
 [benchmark]
@@ -90,6 +90,7 @@ def _input(model: Path | None) -> str:
         is_open = any(not isinstance(side, int) for side in dims[1:])
         note = "   # TODO the model leaves sides open: those it was trained with" if is_open else ""
         lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}{note}"]
+        lines += ['color = "gray"'] if len(sides) == 4 and sides[1] == 1 else []
     return "\n".join(lines)
 
 

@@ -82,15 +82,10 @@ def open_model_on(device: Device, model: Path) -> AbstractContextManager[Session
 
 def open_source(recipe: Path) -> Session:
     """The recipe's model as its framework runs it."""
-    from edgeship.pipeline.models import open_torch_source
+    from edgeship.pipeline.models import open_source_session
     from edgeship.pipeline.recipe import load_recipe
-    from edgeship.targets.onnxruntime import open_reference
 
-    loaded = load_recipe(recipe)
-    source = loaded.source_path
-    if source is not None and source.suffix == ".onnx":
-        return open_reference(source, 1)
-    return open_torch_source(loaded)
+    return open_source_session(load_recipe(recipe))
 
 
 def input_shapes_of(session: Session) -> dict[str, tuple[int, ...]]:

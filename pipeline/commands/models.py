@@ -110,6 +110,8 @@ def convert(
     if in_c:
         write_atomically(out.with_suffix(".c"), in_c.source)
         write_atomically(out.with_suffix(".h"), in_c.header)
+    if out.suffix != chosen.suffix:
+        click.echo(f"note: {target}'s files are known by the suffix {chosen.suffix}; seen: {out.name}", err=True)
     _tell(chosen.notes(loaded))
     click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
 

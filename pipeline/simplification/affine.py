@@ -181,15 +181,27 @@ def _sees_every_input_alike(layer: Linear) -> bool:
     )
 
 
-class NormalizationToDepthwise(Rule):
-    """`BatchNormalization(x)` of rank 4 that no layer could take becomes a depthwise 1x1 `Conv`."""
-
-    def __init__(self) -> None:
-        super().__init__("BatchNormalization alone made a depthwise 1x1 Conv")
+class _LoneNormalization(Rule):
+    """`BatchNormalization(x)` that no layer could take."""
 
     def pattern(self, op: Builder, x: ir.Value) -> Any:
         """What is looked for."""
         return op.BatchNormalization(x, _allow_other_inputs=True, _outputs=["outer"])
+
+    def checked(self, outer: ir.Value) -> tuple[ir.Node, Affine, Array]:
+        """The node, what it does, and its scale. Raises ValueError where `check` was not asked."""
+        node = producer(outer)
+        change, scale = _normalization(node), constant(node.inputs[1])
+        if isinstance(change, str) or scale is None:
+            raise ValueError(f"{node.name} was not checked")
+        return node, change, scale
+
+
+class NormalizationToDepthwise(_LoneNormalization):
+    """Of rank 4 it becomes a depthwise 1x1 `Conv`."""
+
+    def __init__(self) -> None:
+        super().__init__("BatchNormalization alone made a depthwise 1x1 Conv")
 
     def check(self, context: object, x: ir.Value, outer: ir.Value) -> MatchResult:
         """Why this place is left alone."""
@@ -203,26 +215,18 @@ class NormalizationToDepthwise(Rule):
 
     def rewrite(self, op: Builder, x: ir.Value, outer: ir.Value) -> Any:
         """The convolution."""
-        node = producer(outer)
-        change = _normalization(node)
-        scale = constant(node.inputs[1])
-        if isinstance(change, str) or scale is None:
-            raise ValueError(f"{node.name} was not checked")
+        node, change, scale = self.checked(outer)
         channels = change.factor.size
         weight = new_constant(op, node, f"{outer.name}_weight", change.factor.reshape(-1, 1, 1, 1).astype(scale.dtype))
         bias = new_constant(op, node, f"{outer.name}_bias", change.shift.astype(scale.dtype))
         return op.Conv(x, weight, bias, group=channels, kernel_shape=[1, 1], _name=node.name)
 
 
-class NormalizationToArithmetic(Rule):
-    """`BatchNormalization(x)` of another rank that no layer could take becomes `x * s + t`."""
+class NormalizationToArithmetic(_LoneNormalization):
+    """Of another rank it becomes `x * s + t`."""
 
     def __init__(self) -> None:
         super().__init__("BatchNormalization alone made a Mul and an Add")
-
-    def pattern(self, op: Builder, x: ir.Value) -> Any:
-        """What is looked for."""
-        return op.BatchNormalization(x, _allow_other_inputs=True, _outputs=["outer"])
 
     def check(self, context: object, x: ir.Value, outer: ir.Value) -> MatchResult:
         """Why this place is left alone."""
@@ -233,10 +237,7 @@ class NormalizationToArithmetic(Rule):
 
     def rewrite(self, op: Builder, x: ir.Value, outer: ir.Value) -> Any:
         """The product and the sum."""
-        node = producer(outer)
-        change, scale = _normalization(node), constant(node.inputs[1])
-        if isinstance(change, str) or scale is None:
-            raise ValueError(f"{node.name} was not checked")
+        node, change, scale = self.checked(outer)
         shape = (-1, *([1] * ((rank(x) or 2) - 2)))
         factor = new_constant(op, node, f"{outer.name}_factor", change.factor.reshape(shape).astype(scale.dtype))
         shift = new_constant(op, node, f"{outer.name}_shift", change.shift.reshape(shape).astype(scale.dtype))

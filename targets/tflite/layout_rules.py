@@ -307,7 +307,6 @@ CHANNELS_LAST = ChannelsLast()
 POINTWISE = Pointwise()
 CONVERTS = Converts()
 ALONG_AXES = AlongAxes()
-ALONG_AXES_ALL = AlongAxes(data=None)
 RESHAPES = Reshapes()
 
 

@@ -12,6 +12,7 @@ import yaml
 from edgeship.pipeline.cli import cli
 from edgeship.pipeline.recipe import GATES, json_schema
 from edgeship.pipeline.recipe_manual import manual
+from edgeship.targets.base import Target
 
 ROOT = Path(__file__).parents[2]
 FILES = (".py", ".md", ".json", ".csv", ".onnx", ".toml", ".npz", ".pt2", ".sig", ".c", ".h", ".tflite")
@@ -41,6 +42,12 @@ def test_every_page_is_in_the_contents() -> None:
     listed = set(re.findall(r"^([a-z-]+)$", (ROOT / "docs/index.md").read_text(), re.MULTILINE))
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert pages == listed
+
+
+def test_the_page_on_targets_lists_every_member_of_the_protocol() -> None:
+    page = (ROOT / "docs/adding-a-target.md").read_text()
+    listed = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", "".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))))
+    assert listed - {"member"} == {name for name in vars(Target) if not name.startswith("_")}
 
 
 def options_of(command: str) -> set[str]:

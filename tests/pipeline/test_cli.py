@@ -12,18 +12,14 @@ import click
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from onnx import numpy_helper
 
 from edgeship.calibration.errors import GateError, InputError, StageError
 from edgeship.calibration.types import Array
-from edgeship.pipeline.cli import cli
+from projects import run
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxsim", "pydantic", "rich", "tensorflow", "torch", "PIL")
-
-
-def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
 
 
 def last_line(result: Result) -> str:

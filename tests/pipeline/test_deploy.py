@@ -14,22 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from edgeship.calibration.types import Array
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.report import RENDERED, REPORT
 from edgeship.pipeline.workspace import INTERNAL, Workspace
+from projects import run, write_project
 
 MEASURED = {"8-latency/latency.json", REPORT, *RENDERED}
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.onnx"
-[input]
-name = "image"
-[data]
-calibration = "tiny.npz"
+MORE = """
 evaluation = "tiny.npz"
 [quantize]
 samples = 16
@@ -46,22 +39,13 @@ samples = 8
 """
 
 
-def make_project(folder: Path, model: bytes, data: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(model)
-    shutil.copyfile(data, folder / "tiny.npz")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE)
-    return recipe
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, bytes], tiny_data: Path) -> Path:
-    return make_project(tmp_path_factory.mktemp("project"), tiny_models["plain"], tiny_data)
+    return write_project(tmp_path_factory.mktemp("project"), tiny_models["plain"], tiny_data, MORE)
 
 
 def deploy(recipe: Path, out: Path, *more: str) -> Result:
-    return CliRunner().invoke(cli, ["deploy", str(recipe), "--out", str(out), *more])
+    return run("deploy", recipe, "--out", out, *more)
 
 
 def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -126,7 +110,7 @@ def test_a_run_leaves_what_the_contract_says(deployed: Path) -> None:
 def test_the_same_recipe_gives_the_same_bytes_in_another_folder(
     deployed: Path, tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path
 ) -> None:
-    elsewhere = make_project(tmp_path / "elsewhere" / "deeper", tiny_models["plain"], tiny_data)
+    elsewhere = write_project(tmp_path / "elsewhere" / "deeper", tiny_models["plain"], tiny_data, MORE)
     result = deploy(elsewhere, tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert files(tmp_path / "run") == files(deployed)
@@ -155,12 +139,12 @@ def test_json_is_one_document_and_the_summary_names_the_artifacts(recipe: Path, 
 
 
 def test_verify_takes_the_release_and_finds_a_changed_bit(deployed: Path, run_copy: Path) -> None:
-    assert CliRunner().invoke(cli, ["verify", str(deployed / "9-release")]).exit_code == 0
+    assert run("verify", deployed / "9-release").exit_code == 0
     artifact = run_copy / "9-release" / "model.tflite"
     content = bytearray(artifact.read_bytes())
     content[len(content) // 2] ^= 1
     artifact.write_bytes(bytes(content))
-    result = CliRunner().invoke(cli, ["verify", str(run_copy / "9-release")])
+    result = run("verify", run_copy / "9-release")
     assert result.exit_code == 1
     assert "model.tflite: the file was changed" in result.stderr
     assert "is not as released: 1 problem" in last_line(result.stderr)
@@ -201,7 +185,7 @@ def test_full_weights_for_onnxruntime_are_caught_by_parity(
     tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path
 ) -> None:
     """The tiny model's random weights have pairs that can overflow 16 bits; whether one does depends on the data."""
-    recipe = make_project(tmp_path, tiny_models["plain"], tiny_data)
+    recipe = write_project(tmp_path, tiny_models["plain"], tiny_data, MORE)
     out = tmp_path / "run"
     deploy(recipe, out, "--set", "quantize.weights=full", "--target", "onnxruntime", "--to", "parity")
     saturation = json.loads((out / "6-parity/parity.json").read_text())["targets"]["onnxruntime"]["saturation"]
@@ -297,7 +281,7 @@ def test_a_target_the_recipe_does_not_have_is_named(recipe: Path, tmp_path: Path
 def test_damaged_input_is_one_sentence_and_no_release(
     tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path, name: str, content: bytes | None
 ) -> None:
-    recipe = make_project(tmp_path, tiny_models["plain"], tiny_data)
+    recipe = write_project(tmp_path, tiny_models["plain"], tiny_data, MORE)
     if content is None:
         (tmp_path / name).unlink()
     else:
@@ -312,7 +296,7 @@ def test_damaged_input_is_one_sentence_and_no_release(
 def test_values_that_are_not_finite_in_the_data_are_named(
     tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path, tiny_images: Array, bad: float
 ) -> None:
-    recipe = make_project(tmp_path, tiny_models["plain"], tiny_data)
+    recipe = write_project(tmp_path, tiny_models["plain"], tiny_data, MORE)
     images = tiny_images.copy()
     images[3, 0, 0, 0] = bad
     np.savez(tmp_path / "tiny.npz", image=images)

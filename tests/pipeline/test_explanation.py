@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.compare import OutputComparison
 from edgeship.pipeline.explanation import RangeUse, Use, cause_of, explain
 from edgeship.pipeline.layers import LayerDifference
+from projects import run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -78,10 +77,6 @@ def test_each_symptom_has_its_cause(seen: LayerDifference, cause: str) -> None:
 def test_noise_that_came_in_is_not_the_layers_own() -> None:
     seen = layer("x", 0.15)
     assert "accumulated in the layers before it" in cause_of(seen, [layer("before", 0.12), seen])
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_a_layer_whose_range_was_chosen_on_other_data_is_found_by_the_command(

@@ -11,11 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from click.testing import CliRunner, Result
 
 from edgeship.calibration.onnx_file import to_bytes
 from edgeship.pipeline import machine
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.machine import Cpu
 from edgeship.pipeline.quantizing import auto
 from edgeship.pipeline.quantizing.auto import possible_forms
@@ -23,6 +21,7 @@ from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
 from edgeship.pipeline.quantizing.forms import Form, islands, kinds_in, make
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.onnxruntime import OnnxSession, open_reference
+from projects import run, write_project
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -89,14 +88,7 @@ def test_forms_that_the_cpu_clips_are_not_tried(
     assert [form.weights for form in possible_forms(load("tflite").forms)[0]] == ["full"]
 
 
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.onnx"
-[input]
-name = "image"
-[data]
-calibration = "tiny.npz"
+MORE = """
 [quantize]
 scheme = "auto"
 [targets.onnxruntime]
@@ -112,15 +104,7 @@ samples = 4
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path) -> Path:
-    (tmp_path / "model.onnx").write_bytes(tiny_models["depthwise"])
-    (tmp_path / "tiny.npz").write_bytes(tiny_data.read_bytes())
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    return write_project(tmp_path, tiny_models["depthwise"], tiny_data, MORE)
 
 
 def times(by_name: Mapping[str, float]) -> Callable[..., dict[str, tuple[float, bool]]]:

@@ -78,7 +78,10 @@ def test_a_gate_that_cannot_be_measured_is_not_met_and_says_so(make: Make) -> No
     measured = {**MEASURED, "accuracy": {"n": 10, "fp32_agreement": 0.9}}
     gate = judged(make(**{"accuracy.max_drop": 1.0}), measured)["accuracy.max_drop"]
     assert not gate.met
-    assert str(gate) == "onnxruntime: accuracy.max_drop is not measurable, accepted: at most 1"
+    assert (
+        str(gate)
+        == "onnxruntime: accuracy.max_drop is not measurable: it needs labelled samples and a classifier, accepted: at most 1"
+    )
 
 
 def test_gates_on_stages_that_did_not_run_are_left_out(make: Make) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 
-from edgeship.pipeline.cli import cli
+from projects import run
 
 RECIPE = """
 name = "tiny"
@@ -47,10 +46,6 @@ def recipe(folder: Path, data: Path, mode: str, calibration: str = "", more: str
     path = folder / "recipe.toml"
     path.write_text(RECIPE.format(mode=mode, calibration=calibration, more=more))
     return path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "float16", "int16"])

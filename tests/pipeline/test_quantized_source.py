@@ -7,17 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.inspection import inspect_model
 from edgeship.pipeline.onnx_source import read_source
-
-
-def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
+from projects import run
 
 
 @pytest.fixture

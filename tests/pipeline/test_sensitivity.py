@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from edgeship.calibration.errors import StageError
@@ -18,13 +17,13 @@ from edgeship.calibration.overrides import Override
 from edgeship.calibration.quantize import Calibration
 from edgeship.calibration.refine import gptq
 from edgeship.calibration.samples.data import Samples, open_samples
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
 from edgeship.pipeline.quantizing.mixed import Mixer, Revert
 from edgeship.pipeline.quantizing.sensitivity import Cache, measure_layers, table
 from edgeship.pipeline.quantizing.yardstick import Cost, Yardstick
 from edgeship.targets.base import load
 from edgeship.targets.onnxruntime import open_float, open_reference
+from projects import run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SPOILED = ("Conv_inner_1", "Conv_inner_2")
@@ -183,10 +182,6 @@ revert = "{revert}"
 runs = 2
 warmup = 1
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("revert", ["float", "int16"])

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.pipeline.cli import cli
+from projects import run
 
 RECIPE = """
 name = "tiny"
@@ -52,7 +52,7 @@ def silu(tmp_path: Path) -> Path:
 def deploy(folder: Path, fixes: str) -> tuple[Result, Any]:
     (folder / "recipe.toml").write_text(RECIPE.format(fixes=fixes))
     arguments = ["deploy", str(folder / "recipe.toml"), "--out", str(folder / "run"), "--to", "quantize"]
-    result = CliRunner().invoke(cli, arguments)
+    result = run(*arguments)
     path = folder / "run/4-quantize/plan.json"
     return result, json.loads(path.read_text()) if path.is_file() else None
 

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from edgeship.calibration.types import Array
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.report import RENDERED
+from projects import TINY, run
 
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.onnx"
-[input]
-name = "image"
-[data]
-calibration = "tiny.npz"
+RECIPE = f"""{TINY}
 [quantize]
 samples = 8
 [targets.onnxruntime]
@@ -64,7 +56,7 @@ class Project:
         `kept`: folders of finished stages that may be left, complete as they are. `gone`: files that must be removed.
         """
         before = _contents(self.folder)
-        result = CliRunner().invoke(cli, [str(arg) for arg in args])
+        result = run(*args)
         after = _contents(self.folder)
         pages = [f"run/{name}" for name in RENDERED]  # they say how the run failed
         allowed = (*(f"run/{name}/" for name in (".edgeship", *kept)), *pages)

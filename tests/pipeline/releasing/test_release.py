@@ -10,26 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.releasing.sbom import make_sbom
 from edgeship.pipeline.releasing.signature import KEY_VARIABLE, check_key, check_signature, sign
 from edgeship.pipeline.releasing.verify import verify_release, write_sums
+from projects import run, write_project
 
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.onnx"
-[input]
-name = "image"
-[data]
-calibration = "tiny.npz"
+MORE = """
 evaluation = "tiny.npz"
 [quantize]
 samples = 16
@@ -47,10 +39,6 @@ labels = "labels.txt"
 FILES = ["MODEL_CARD.md", "SHA256SUMS", "manifest.json", "model.onnx", "model.sig", "sbom.cdx.json"]
 pytestmark = pytest.mark.xdist_group("release")  # one deployment for all of them
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-
-
-def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
 
 
 def write_keys(folder: Path) -> Path:
@@ -71,10 +59,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, bytes], tiny_data: Path) -> Path:
     folder = tmp_path_factory.mktemp("project")
-    (folder / "model.onnx").write_bytes(tiny_models["plain"])
-    (folder / "tiny.npz").write_bytes(tiny_data.read_bytes())
+    write_project(folder, tiny_models["plain"], tiny_data, MORE)
     (folder / "labels.txt").write_text("".join(f"class {i}\n" for i in range(5)))
-    (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
 

@@ -7,20 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from edgeship.calibration.types import Array
-from edgeship.pipeline.cli import cli
 from edgeship.pipeline.report import RENDERED
+from projects import run, write_project
 
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.onnx"
-[input]
-name = "image"
-[data]
-calibration = "tiny.npz"
+MORE = """
 evaluation = "tiny.npz"
 [targets.onnxruntime]
 [gates]
@@ -34,16 +26,9 @@ warmup = 0
 """
 
 
-def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path) -> Path:
-    (tmp_path / "model.onnx").write_bytes(tiny_models["plain"])
-    (tmp_path / "tiny.npz").write_bytes(tiny_data.read_bytes())
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return tmp_path / "recipe.toml"
+    return write_project(tmp_path, tiny_models["plain"], tiny_data, MORE)
 
 
 def timeless(html: str) -> str:
