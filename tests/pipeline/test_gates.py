@@ -79,8 +79,8 @@ def test_a_gate_that_cannot_be_measured_is_not_met_and_says_so(make: Make) -> No
     gate = judged(make(**{"accuracy.max_drop": 1.0}), measured)["accuracy.max_drop"]
     assert not gate.met
     assert (
-        str(gate)
-        == "onnxruntime: accuracy.max_drop is not measurable: it needs labelled samples and a classifier, accepted: at most 1"
+        str(gate) == "onnxruntime: accuracy.max_drop is not measurable: it needs labelled samples and a classifier, "
+        "accepted: at most 1"
     )
 
 
