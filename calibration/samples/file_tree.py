@@ -44,7 +44,10 @@ class DiskTree:
 
     def files(self) -> list[str]:
         """All files below, sorted, without hidden ones; links to folders are followed, but not in circles."""
-        return sorted(path.relative_to(self.folder).as_posix() for path in _below(self.folder, frozenset()))
+        try:
+            return sorted(path.relative_to(self.folder).as_posix() for path in _below(self.folder, frozenset()))
+        except OSError as error:
+            raise InputError(f"{error.filename or self.folder} cannot be read: {error.strerror}") from error
 
     def has(self, name: str) -> bool:
         """Whether the file is there."""

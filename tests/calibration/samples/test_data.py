@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,19 @@ def test_links_to_folders_are_followed_but_not_in_circles(class_folders: Path, t
     (class_folders / "cat" / "itself").symlink_to(class_folders / "cat", target_is_directory=True)
     samples = open_samples(linked, preprocessing=PLAIN)
     assert samples.names == tuple(f"{name}/{number}.png" for name in ("ape", "bee") for number in range(3))
+
+
+def test_a_folder_that_cannot_be_read_is_named(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refusing(path: Path) -> Any:
+        if Path(path).name == "cat":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"images/cat cannot be read: Permission denied"):
+        open_samples(class_folders, preprocessing=PLAIN)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 8, 9, 20])
