@@ -12,6 +12,7 @@ import yaml
 from edgeship.pipeline.cli import cli
 from edgeship.pipeline.recipe import GATES, json_schema
 from edgeship.pipeline.recipe_manual import manual
+from edgeship.pipeline.report import QUANTIZATION
 from edgeship.targets.base import Target
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,11 @@ def options_of(command: str) -> set[str]:
     return {
         option for parameter in cli.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)
     }
+
+
+def test_the_command_line_page_names_what_a_report_says_of_quantization() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    assert [key for key in QUANTIZATION if f"`{key}`" not in page] == []
 
 
 def test_the_command_line_page_lists_every_option() -> None:
