@@ -219,6 +219,8 @@ def _of_weights(algorithm: str) -> algorithms.ObserverFactory | None:
             f"weight_algorithm {algorithm!r} averages over samples, and weights have none; accepted: "
             f"{', '.join(weight_algorithms())}"
         )
+    if algorithm not in weight_algorithms():
+        raise InputError(f"unknown range algorithm of weights {algorithm!r}{nearest(algorithm, weight_algorithms())}")
     return None if algorithm == SPARED else algorithms.load(algorithm)
 
 

@@ -102,3 +102,7 @@ def test_a_pattern_in_vain_and_an_average_of_weights_are_refused(model: ir.Model
         plan(model, overrides=[Override("Conv_x", weight_algorithm="mse")])
     with pytest.raises(InputError, match="averages over samples, and weights have none; accepted: entropy, minmax, ms"):
         plan(model, weight_algorithm="moving_average")
+    with pytest.raises(
+        InputError, match="unknown range algorithm of weights 'mmse'; there are: entropy, minmax, mse, perc"
+    ):
+        plan(model, weight_algorithm="mmse")
