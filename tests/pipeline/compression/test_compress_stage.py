@@ -149,6 +149,7 @@ def test_the_saved_files_hold_the_network_without_code(folder: Path) -> None:
     done = run("compress", folder / "recipe.toml", "-o", folder / "out", *sets("compress.prune.ratio=0.3"))
     assert done.exit_code == 0, done.stderr
     assert "fewer)" in done.stdout
+    assert "removed      8 channels, from inner.0" in done.stdout
     restored = restore(recipe_of(folder), folder / "out")
     program = load_exported(folder / "out" / "model.pt2").module()
     inputs = torch.randn(1, 3, 8, 8)
