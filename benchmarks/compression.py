@@ -8,7 +8,7 @@
 CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
-from the labels alone; `structured`, `chain` and `distilled` learn from the dense ResNet-56 of the data folder as well.
+from the labels alone, as `unstructured` does; the others learn from the dense ResNet-56 of the data folder as well.
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.
@@ -56,6 +56,7 @@ SOFT = [
     "compress.prune.ratio=0.3",
     "compress.prune.scope=layer",
     "compress.prune.round_to=4",
+    *TEACHER,
 ]
 SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8"]
 SHALLOW = ["compress.prune.kind=blocks", "compress.prune.max_bytes=2100000", "compress.prune.batches=4", *TEACHER]
