@@ -91,8 +91,13 @@ def reconstruct(  # noqa: PLR0913, PLR0917 - what, from where, how, and who watc
     `samples` are feeds of the model with batch 1. Layers of other kinds than Conv, Gemm and MatMul with one matrix keep
     their integers. The result depends on the arguments alone.
     """
-    with torch.no_grad():
-        return _Reconstruction(model, plan, samples, weights, options).run(progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums keep their order, whatever the number of cores
+    try:
+        with torch.no_grad():
+            return _Reconstruction(model, plan, samples, weights, options).run(progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Walk:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+os.environ |= {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # as on devices
+
 from edgeship.pipeline.devices.runner import ENGINES, serve
 from edgeship.pipeline.isolation import die_with_parent
 

@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # of numpy, whose threads would wait for one another on a loaded machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would wait for one another on a loaded machine
+if __name__ == "__main__":  # edgeship imports this file as well, and trains with all cores
+    os.environ |= {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
-import numpy as np  # noqa: E402 - reads the variables when it is imported
+import numpy as np
 
 TFLITE_MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 LIBRARIES = ("numpy", "onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorflow")

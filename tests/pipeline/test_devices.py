@@ -377,3 +377,12 @@ def test_without_the_client_the_error_names_it(monkeypatch: pytest.MonkeyPatch) 
         open_device("adb:PHONE").__enter__()
     with pytest.raises(DeviceError, match="ssh is not installed on this machine"):
         open_device("ssh://board").__enter__()
+
+
+def test_only_runners_are_kept_to_one_thread() -> None:
+    show = "; import os; print([os.environ.get(name) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')])"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    for module, expected in (("worker", "[None, None]"), ("host_worker", "['1', '1']")):
+        code = f"import edgeship.pipeline.devices.{module}{show}"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
