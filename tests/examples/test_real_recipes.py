@@ -24,10 +24,10 @@ def test_there_are_recipes_on_real_models() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_recipe_deploys_in_integers_to_both_targets(path: Path, edgeship_data: Path, tmp_path: Path) -> None:
-    values = dict(FEW)
-    if "compress" in tomllib.loads(path.read_text()):
+    values, recipe = dict(FEW), tomllib.loads(path.read_text())
+    if "compress" in recipe:
         values |= SHORT
-    if "accuracy.max_drop" in tomllib.loads(path.read_text()).get("gates", {}):
+    if "accuracy.max_drop" in recipe.get("gates", {}):
         values["gates.accuracy.max_drop"] = 5  # three of 60 images; the recipe's own limit is for hundreds
     options = [option for key, value in values.items() for option in ("--set", f"{key}={value}")]
     done = subprocess.run(
@@ -41,7 +41,10 @@ def test_the_recipe_deploys_in_integers_to_both_targets(path: Path, edgeship_dat
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert set(report["targets"]) == {"onnxruntime", "tflite"}
+    keeps_float = any(each.get("float") for each in recipe["quantize"].get("override", []))
+    wide = "wide_outputs" in recipe["quantize"].get("fixes", [])  # 256 steps of 16 bits are one of 8
     for target in report["targets"].values():
-        assert target["int8_share"] == 1.0
-        assert target["parity"]["mean_steps"] < 0.5
+        assert target["int8_share"] >= recipe["gates"]["int8_share.min"]
+        assert (target["int8_share"] < 1.0) == keeps_float
+        assert target["parity"]["mean_steps"] < (0.5 * 256 if wide else 0.5)
         assert all(gate["met"] for gate in target["gates"])
