@@ -50,7 +50,7 @@ def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(example)
+            model.eval()(torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example))
     finally:
         model.train(training)
         for handle in handles:
@@ -64,6 +64,8 @@ def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
 def _adds_to_its_input(module: nn.Module, inputs: Any, output: Any) -> bool:
     if not (isinstance(inputs, Tensor) and isinstance(output, Tensor) and inputs.shape == output.shape):
         return False
+    if not inputs.any():
+        return False  # nothing in gives nothing out in any block without weights
     silent = copy.deepcopy(module).eval()
     for parameter in silent.parameters():
         parameter.zero_()
@@ -167,8 +169,8 @@ class Removal:
         with _without(self.model, [name]):
             rest = count_cost(self.model, self.example)
         if self.settings.max_bytes is not None:
-            return float(whole.parameters - rest.parameters)
-        return float(whole.macs - rest.macs)
+            return float(max(1, whole.parameters - rest.parameters))
+        return float(max(1, whole.macs - rest.macs))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -104,6 +104,11 @@ class Compressor:
     def _prune_blocks(self, prune: Prune) -> None:
         dense = copy.deepcopy(self._result.model)
         whole = len(Removal(dense, self._example, prune).candidates())
+        if prune.ratio is not None and not round(prune.ratio * whole):
+            raise InputError(
+                f"prune.ratio = {prune.ratio:g} removes none of the network's {whole} residual blocks; "
+                f"accepted: at least {0.51 / whole:.3f}"
+            )
         for step in range(1, prune.steps + 1):
             path = self._folder / f"step-{step}" / "blocks.json"
             with process_state().main_process_first():

@@ -106,6 +106,14 @@ def test_blocks_are_the_innermost_modules_that_add_to_their_input() -> None:
     assert find_blocks(Twice("basic").eval(), EXAMPLE) == []
 
 
+def test_a_network_that_is_silent_without_biases_has_no_more_blocks_than_others() -> None:
+    model = make("plain", "basic")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = None
+    assert find_blocks(model, EXAMPLE) == ["stages.1"]
+
+
 def test_finding_blocks_leaves_the_network_as_it_was() -> None:
     model = make("basic", "linear").train()
     before = copy.deepcopy(model.state_dict())

@@ -184,6 +184,11 @@ def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
     report = json.loads(done.stdout)
     facts = report["compress"]
     assert len(facts["blocks"]) == 2
+    none = run(
+        "compress", folder / "recipe.toml", "-o", folder / "none", *sets(*changes[:2], "compress.prune.ratio=0.1")
+    )
+    assert none.exit_code == 2
+    assert "removes none of the network's 4 residual blocks; accepted: at least 0.128" in none.stderr
     assert facts["before"]["macs"] - facts["after"]["macs"] == 2 * 64 * 16 * 16 * 9
     assert report["model"]["macs"] == facts["after"]["macs"]
     assert set(facts["latency"]["onnxruntime"]) >= {"before", "after", "speedup"}
