@@ -44,7 +44,7 @@ class Trial:
 
 def simplify(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     """Writes the model as the pipeline's simplify stage leaves it; gives the operators before and after."""
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.simplification.simplifier import simplify_model
 
     result = simplify_model(source.read_bytes(), feeds=[{"input": trial.calibration_images()[:1]}])
@@ -54,11 +54,11 @@ def simplify(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
 
 def quantize(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     """Writes the QDQ model under the target's rules, calibrated on images; gives what stays float and why."""
-    from edgeship.calibration.collect import collect
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
-    from edgeship.calibration.plan import make_plan, tensors_to_observe
-    from edgeship.calibration.qdq import apply_plan
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.observing.collect import collect
+    from edgeship.calibration.planning.plan import make_plan, tensors_to_observe
     from edgeship.calibration.samples.data import Sample
+    from edgeship.calibration.writing.qdq import apply_plan
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_float
 
@@ -126,8 +126,8 @@ def compare_float(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
 
 def compare_int8(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     """The artifact against the QDQ model in float arithmetic, in steps of the output, over the images."""
-    from edgeship.calibration.onnx_file import load_onnx
-    from edgeship.calibration.qdq import output_steps
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.calibration.writing.qdq import output_steps
     from edgeship.pipeline.compare import Comparison
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_reference

@@ -152,7 +152,7 @@ def compare(recipe_file: Path, run: Path, samples: int, device: Emulated) -> boo
     """Whether every output is within a step of this machine's; prints a line for each artifact."""
     import onnx_ir as ir
 
-    from edgeship.calibration.qdq import output_steps
+    from edgeship.calibration.writing.qdq import output_steps
 
     recipe = load_recipe(recipe_file)
     chosen = open_jury(recipe, run / "3-simplify/model.onnx").samples.take(samples, recipe.data.seed)

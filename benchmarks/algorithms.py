@@ -103,7 +103,7 @@ def in_child(arguments: argparse.Namespace, row: Row) -> dict[str, float]:
 def measure(row: Row, recipe_path: Path, model: Path) -> dict[str, float]:
     """Top-1 in percent of the quantized and the float model, agreement, SQNR, seconds and megabytes."""
     import edgeship.targets.onnxruntime
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.artifacts import input_shapes
     from edgeship.pipeline.quantizing.calibrated import quantize_model
     from edgeship.pipeline.recipe import load_recipe

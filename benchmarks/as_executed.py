@@ -144,8 +144,8 @@ def judge(recipe_path: str, run: str) -> dict[str, dict[str, float]]:
 
 def clipped(target: str, folder: Path, recipe: Any, samples: Any) -> int:
     """The sums that leave 16 bits on all samples, in the kernels of this target."""
-    from edgeship.calibration.onnx_file import load_onnx
-    from edgeship.calibration.saturation import saturation
+    from edgeship.calibration.diagnosis.saturation import saturation
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_float
 

@@ -91,7 +91,7 @@ def measure(method: str, algorithm: str, model: Path, data: Path, count: int) ->
 
 
 def with_edgeship(algorithm: str, model: Path, data: Path, count: int, *, refined: bool) -> None:
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.calibration.quantize import REFINEMENTS, calibrate
     from edgeship.calibration.samples.data import Preprocessing, open_samples
     from edgeship.calibration.types import strictest

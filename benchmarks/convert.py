@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.qdq import output_steps
+from edgeship.calibration.writing.qdq import output_steps
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime.session import open_reference
 from edgeship.targets.tflite import TARGET

@@ -81,7 +81,7 @@ def run_worker(artifact: Path, feeds: Path, results: Path) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.calibration.samples.data import Preprocessing, open_samples
     from edgeship.targets.onnxruntime import open_reference
 

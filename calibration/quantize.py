@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeship.calibration import refine
-from edgeship.calibration.collect import Feeds, Progress, Statistic, observe
-from edgeship.calibration.convergence import Convergence, Watch
-from edgeship.calibration.overrides import (
+from edgeship.calibration.observing.collect import Feeds, Progress, Statistic, observe
+from edgeship.calibration.observing.convergence import Convergence, Watch
+from edgeship.calibration.planning.overrides import (
     Override,
     check_scales,
     make_observers,
@@ -22,12 +22,12 @@ from edgeship.calibration.overrides import (
     weight_observers,
     wide_nodes,
 )
-from edgeship.calibration.plan import make_plan
-from edgeship.calibration.qdq import apply_plan
+from edgeship.calibration.planning.plan import make_plan
+from edgeship.calibration.planning.wide import widen
 from edgeship.calibration.refine import Refinement
-from edgeship.calibration.silhouette import Silhouette
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
-from edgeship.calibration.wide import widen
+from edgeship.calibration.values.silhouette import Silhouette
+from edgeship.calibration.writing.qdq import apply_plan
 
 REFINEMENTS = ("gptq", "bias_correction")
 """What is done by default beyond ranges and rounding."""

@@ -23,7 +23,7 @@ def release_name(target: str, targets: Sequence[str]) -> str:
 
 def input_shapes(model: Path) -> dict[str, tuple[int, ...]]:
     """The inputs of an ONNX file by name: their shapes, -1 where dynamic."""
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
 
     shapes = {}
     for value in load_onnx(model).graph.inputs:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.macs import WEIGHT_INPUT, count_macs
-from edgeship.calibration.onnx_file import load_onnx, read_bytes
+from edgeship.calibration.graph.macs import WEIGHT_INPUT, count_macs
+from edgeship.calibration.graph.onnx_file import load_onnx, read_bytes
 from edgeship.calibration.readback.quantized import form
 
 _INTEGER_OPERATORS = frozenset(

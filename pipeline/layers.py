@@ -81,7 +81,7 @@ class OnnxLayers:
 
     def __init__(self, path: Path, *, optimise: bool) -> None:
         """Loads `path`. Raises InputError for a file that is no model."""
-        from edgeship.calibration.onnx_file import load_onnx, to_bytes
+        from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
         from edgeship.targets.onnxruntime import OnnxSession
 
         model = load_onnx(path)
@@ -106,7 +106,7 @@ class OnnxLayers:
 
         Its outputs are the tensors in `ranks`, which says how many axes each has: the file need not tell.
         """
-        from edgeship.calibration.onnx_file import load_onnx, to_bytes
+        from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
         from edgeship.targets.onnxruntime import open_reference
 
         model = load_onnx(self._path)
@@ -324,7 +324,7 @@ def steps_of(model: Path) -> dict[str, float]:
     """The quantization step of each output of a QDQ model; empty for any other file."""
     if model.suffix != ".onnx":
         return {}
-    from edgeship.calibration.onnx_file import load_onnx
-    from edgeship.calibration.qdq import output_steps
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.calibration.writing.qdq import output_steps
 
     return output_steps(load_onnx(model))

@@ -54,7 +54,7 @@ def open_source_session(recipe: Recipe) -> Session:
     """The recipe's model as its own framework runs it, with the names and shapes that its export has."""
     path = recipe.source_path
     if path is not None and path.suffix == ".onnx":
-        from edgeship.calibration.onnx_file import to_bytes
+        from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.pipeline.onnx_source import read_source
         from edgeship.targets.onnxruntime import open_reference
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
-from edgeship.calibration.onnx_file import load_onnx, to_bytes
+from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
 from edgeship.calibration.types import Array
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import run_isolated

@@ -99,7 +99,7 @@ def _idle_problems(recipe: Recipe) -> list[str]:
 
 def _algorithm_problems(recipe: Recipe) -> list[str]:
     from edgeship.calibration import algorithms, refine
-    from edgeship.calibration.overrides import SPARED, weight_algorithms
+    from edgeship.calibration.planning.overrides import SPARED, weight_algorithms
 
     known, section = algorithms.names(), recipe.quantize
     asked = [("quantize.algorithm", section.algorithm)]

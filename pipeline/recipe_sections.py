@@ -23,8 +23,8 @@ from edgeship.pipeline.section import Section
 from edgeship.pipeline.training_section import Training
 
 if TYPE_CHECKING:
-    from edgeship.calibration.overrides import Override
-    from edgeship.calibration.reconstruct_options import ReconstructOptions
+    from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
+    from edgeship.calibration.planning.overrides import Override
 
 DataField = Literal["calibration", "evaluation", "labels", "training"]
 GATES: Mapping[str, str] = {
@@ -205,7 +205,7 @@ class QuantizeOverride(Section):
 
     def as_override(self) -> Override:
         """The same, as calibration takes it."""
-        from edgeship.calibration.overrides import Override
+        from edgeship.calibration.planning.overrides import Override
 
         return Override(
             self.pattern,
@@ -231,7 +231,7 @@ class Reconstruct(Section):
 
     def as_options(self) -> ReconstructOptions:
         """The same, as calibration takes it."""
-        from edgeship.calibration.reconstruct_options import ReconstructOptions
+        from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
 
         return ReconstructOptions(self.positions, self.sweeps, self.memory_mb, self.seed)
 

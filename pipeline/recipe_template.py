@@ -79,7 +79,7 @@ def _input(model: Path | None) -> str:
     """The input's name and shape from an ONNX file, or a placeholder."""
     if model is None or model.suffix != ".onnx":
         return "shape = [1, 3, 224, 224]            # TODO batch first, NCHW"
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
 
     graph = load_onnx(model).graph
     free = [value for value in graph.inputs if value.name not in graph.initializers]

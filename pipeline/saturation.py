@@ -1,7 +1,8 @@
 """Returns which layers of a target's artifact can clip on x86 without VNNI, and how often they do on real samples.
 
-Proof and count are `edgeship.calibration.saturation`'s; they do not depend on the CPU of this machine. A target whose
-kernels add pairs of products in 16 bits says so by asking for pair-limited weights; no other target is looked at.
+Proof and count are `edgeship.calibration.diagnosis.saturation`'s; they do not depend on the CPU of this machine. A
+target whose kernels add pairs of products in 16 bits says so by asking for pair-limited weights; no other target is
+looked at.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def saturation_facts(target: str, model: ir.Model, samples: Samples) -> dict[str
     """
     if load(target).weights != "pair_limited":
         return None
-    from edgeship.calibration.qdq import WEIGHTS_KEY
-    from edgeship.calibration.saturation import saturation
+    from edgeship.calibration.diagnosis.saturation import saturation
+    from edgeship.calibration.writing.qdq import WEIGHTS_KEY
     from edgeship.targets.onnxruntime import open_float
 
     if model.metadata_props.get(WEIGHTS_KEY) == "unsigned":

@@ -71,6 +71,6 @@ def _importable(folder: Path) -> Iterator[Path]:
 
 def external_data(path: Path) -> Sequence[Path]:
     """The files beside an ONNX model that hold its weights; none for any other file."""
-    from edgeship.calibration.onnx_file import external_files
+    from edgeship.calibration.graph.onnx_file import external_files
 
     return external_files(path) if path.suffix == ".onnx" and path.is_file() else []

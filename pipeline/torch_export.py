@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.types import Array, TensorInfo
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.models import require_torch

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeship.calibration.histogram import Histogram
 from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.values.histogram import Histogram
 
 LEVELS = 256
 _STRIDE = 16

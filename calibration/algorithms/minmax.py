@@ -5,8 +5,8 @@ low = min(0, min_i x_i), high = max(0, max_i x_i)  (Jacob et al., 2018, section 
 
 from __future__ import annotations
 
-from edgeship.calibration.ranges import extremes
 from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.values.ranges import extremes
 
 
 class MinMax:

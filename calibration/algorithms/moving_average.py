@@ -9,8 +9,8 @@ and Ba, 2015, section 3, keeps the first batches from counting too much.) The we
 
 from __future__ import annotations
 
-from edgeship.calibration.ranges import extremes
 from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.values.ranges import extremes
 
 DECAY = 0.99
 """The weight of a batch halves every 69 batches; of 100, the first counts a third of the last."""

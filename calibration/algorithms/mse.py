@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeship.calibration.histogram import BINS, Histogram
 from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.values.histogram import BINS, Histogram
 
 LEVELS = 256
 _SHARES = tuple(k / 50 for k in range(1, 51))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeship.calibration.histogram import Histogram
 from edgeship.calibration.types import Array, Observer
+from edgeship.calibration.values.histogram import Histogram
 
 CUT = 1e-4
 """The largest share of values beyond one end of the range; the 99.99th percentile in the paper's words."""

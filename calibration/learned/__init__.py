@@ -1,6 +1,7 @@
 """Quantized graphs that learn: an ONNX graph as a torch module, with fake quantization where the plan rounds.
 
-The only place of calibration that may import torch, and nothing imports it before torch is needed.
+The only place of calibration that may import torch. Nothing imports its modules before torch is needed, but for this
+file and `reconstruct_options.py`, which do without.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeship.calibration.refine.pair_limit import LIMIT
+from edgeship.calibration.planning.pair_limit import LIMIT
 
 _BLOCK = 64
 

@@ -28,10 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import StageError
-from edgeship.calibration.learned.graph import TorchGraph
-from edgeship.calibration.learned.operators.quantization import quantize_dequantize
-from edgeship.calibration.learned.pairs import from_kernel_rows, kernel_rows, repaired
-from edgeship.calibration.operators import (
+from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
     activation_inputs,
@@ -40,10 +37,13 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
-from edgeship.calibration.qdq import apply_plan
-from edgeship.calibration.refine.pair_limit import uses_pair_kernel
+from edgeship.calibration.learned.graph import TorchGraph
+from edgeship.calibration.learned.operators.quantization import quantize_dequantize
+from edgeship.calibration.learned.pairs import from_kernel_rows, kernel_rows, repaired
+from edgeship.calibration.planning.pair_limit import uses_pair_kernel
+from edgeship.calibration.planning.weights import quantize_bias
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
-from edgeship.calibration.weights import quantize_bias
+from edgeship.calibration.writing.qdq import apply_plan
 
 _PACE = 0.05
 """Optimizers move all numbers alike; a weight of 20 steps that moves by one changes by a twentieth: so do scales."""

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, UnsupportedError
+from edgeship.calibration.graph.operators import constant_array, node_key, value_name
 from edgeship.calibration.learned.call import Call, Operator
 from edgeship.calibration.learned.operators import OPERATORS
 from edgeship.calibration.learned.operators.quantization import fake_quantize
-from edgeship.calibration.operators import constant_array, node_key, value_name
 from edgeship.calibration.types import Finding
 
 

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from edgeship.calibration.graph.operators import Layer, attribute, node_key
 from edgeship.calibration.learned.call import Call
 from edgeship.calibration.learned.operators.window import pad, paddings, per_axis
-from edgeship.calibration.operators import Layer, attribute, node_key
 
 
 def groups_of(layer: Layer) -> int:

@@ -1,6 +1,6 @@
-"""Pair-limited integers in torch: the projection of `refine/pair_limit.repair`, with gradients passing straight.
+"""Pair-limited integers in torch: the projection of `planning/pair_limit.repair`, with gradients passing straight.
 
-Two weights of one sign that meet in a 16-bit lane may sum to 128 at most (`refine/pair_limit` says why). A pair over
+Two weights of one sign that meet in a 16-bit lane may sum to 128 at most (`planning/pair_limit` says why). A pair over
 the limit is shrunk to it at the least squared error.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-from edgeship.calibration.refine.pair_limit import LIMIT
+from edgeship.calibration.planning.pair_limit import LIMIT
 
 
 def repaired(places: Tensor, qmax: int) -> Tensor:

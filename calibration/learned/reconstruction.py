@@ -26,8 +26,16 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from edgeship.calibration.collect import Progress
 from edgeship.calibration.errors import StageError
+from edgeship.calibration.graph.operators import (
+    MAC_OPERATORS,
+    Layer,
+    activation_inputs,
+    constant_key,
+    node_key,
+    read_layer,
+    value_name,
+)
 from edgeship.calibration.learned.descent import Problem, descend
 from edgeship.calibration.learned.graph import Step, TorchGraph
 from edgeship.calibration.learned.moments import (
@@ -39,20 +47,12 @@ from edgeship.calibration.learned.moments import (
     thin,
 )
 from edgeship.calibration.learned.pairs import repaired
-from edgeship.calibration.operators import (
-    MAC_OPERATORS,
-    Layer,
-    activation_inputs,
-    constant_key,
-    node_key,
-    read_layer,
-    value_name,
-)
-from edgeship.calibration.qdq import apply_plan
-from edgeship.calibration.reconstruct_options import ReconstructOptions
-from edgeship.calibration.refine.pair_limit import uses_pair_kernel
+from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
+from edgeship.calibration.observing.collect import Progress
+from edgeship.calibration.planning.pair_limit import uses_pair_kernel
+from edgeship.calibration.planning.weights import quantize_bias, smallest_scale
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
-from edgeship.calibration.weights import quantize_bias, smallest_scale
+from edgeship.calibration.writing.qdq import apply_plan
 
 RIDGES = (0.3, 0.03)
 BIAS = TensorSpec(bits=32, signed=True, symmetric=True, axis=0)

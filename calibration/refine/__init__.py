@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal, cast
 
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Progress, Statistic
 from edgeship.calibration.errors import InputError, nearest
+from edgeship.calibration.observing.collect import Progress, Statistic
 from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
 
 Step = Literal["model", "weights", "biases"]

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
-from edgeship.calibration.operators import attribute, constant_array, node_key, read_layer, value_name
+from edgeship.calibration.graph.operators import attribute, constant_array, node_key, read_layer, value_name
+from edgeship.calibration.observing.collect import Statistic
+from edgeship.calibration.planning.selection import select
 from edgeship.calibration.refine import Observe, Refinement
 from edgeship.calibration.refine.equalize import Pair, find_pairs, with_constants
-from edgeship.calibration.selection import select
 from edgeship.calibration.types import Array, QuantRules
 
 ROOM = 0.1

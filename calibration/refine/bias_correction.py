@@ -19,9 +19,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
 from edgeship.calibration.errors import StageError
-from edgeship.calibration.operators import (
+from edgeship.calibration.graph.operators import (
     Layer,
     activation_inputs,
     constant_key,
@@ -29,11 +28,12 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
-from edgeship.calibration.patches import MATRIX_OPERATORS, Patches, kernel_rows
+from edgeship.calibration.graph.patches import MATRIX_OPERATORS, Patches, kernel_rows
+from edgeship.calibration.observing.collect import Statistic
+from edgeship.calibration.planning.selection import select
+from edgeship.calibration.planning.weights import quantize_bias
 from edgeship.calibration.refine import Refinement
-from edgeship.calibration.selection import select
 from edgeship.calibration.types import Array, QuantizedConstant, QuantPlan, QuantRules, TensorSpec, WeightScheme
-from edgeship.calibration.weights import quantize_bias
 
 CORRECTED = frozenset({"Conv", "Gemm"})
 """Layers that can take a correction: those with a bias input whose patches `patches` knows."""

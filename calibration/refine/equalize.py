@@ -32,8 +32,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
-from edgeship.calibration.operators import (
+from edgeship.calibration.graph.operators import (
     attribute,
     constant_array,
     is_depthwise,
@@ -42,8 +41,9 @@ from edgeship.calibration.operators import (
     value_name,
     why_not_layer,
 )
+from edgeship.calibration.observing.collect import Statistic
+from edgeship.calibration.planning.selection import activation_bounds, select
 from edgeship.calibration.refine import Observe, Refinement
-from edgeship.calibration.selection import activation_bounds, select
 from edgeship.calibration.types import Array, QuantRules
 
 _ROUNDS = 50

@@ -28,15 +28,16 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
 from edgeship.calibration.errors import StageError
-from edgeship.calibration.operators import Layer, activation_inputs, attribute, node_key, read_layer, value_name
-from edgeship.calibration.patches import Patches, from_kernel_rows, kernel_rows
+from edgeship.calibration.graph.operators import Layer, activation_inputs, attribute, node_key, read_layer, value_name
+from edgeship.calibration.graph.patches import Patches, from_kernel_rows, kernel_rows
+from edgeship.calibration.observing.collect import Statistic
+from edgeship.calibration.planning.pair_limit import LIMIT, repair, uses_pair_kernel
+from edgeship.calibration.planning.selection import select
+from edgeship.calibration.planning.weights import quantize_bias
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.refine.bias_correction import BIAS
-from edgeship.calibration.refine.pair_limit import LIMIT, repair, uses_pair_kernel
 from edgeship.calibration.refine.weight_scale import steps, weight_readers
-from edgeship.calibration.selection import select
 from edgeship.calibration.types import (
     Array,
     QuantizedConstant,
@@ -44,7 +45,6 @@ from edgeship.calibration.types import (
     QuantRules,
     WeightScheme,
 )
-from edgeship.calibration.weights import quantize_bias
 
 ROUNDED = frozenset({"Conv", "Gemm"})
 """Layers whose patches `patches` knows and whose bias can take the mean."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Progress, Statistic
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.graph.operators import value_name
 from edgeship.calibration.learned import require_torch
-from edgeship.calibration.operators import value_name
-from edgeship.calibration.reconstruct_options import ReconstructOptions
+from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
+from edgeship.calibration.observing.collect import Progress, Statistic
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.types import Array, QuantPlan, QuantRules, WeightScheme
 

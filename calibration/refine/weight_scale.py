@@ -17,8 +17,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.collect import Statistic
-from edgeship.calibration.operators import (
+from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
     activation_inputs,
@@ -27,11 +26,12 @@ from edgeship.calibration.operators import (
     read_layer,
     value_name,
 )
-from edgeship.calibration.patches import from_kernel_rows, kernel_rows
+from edgeship.calibration.graph.patches import from_kernel_rows, kernel_rows
+from edgeship.calibration.observing.collect import Statistic
+from edgeship.calibration.planning.pair_limit import repair, uses_pair_kernel
+from edgeship.calibration.planning.weights import quantize_bias, smallest_scale
 from edgeship.calibration.refine import Refinement
-from edgeship.calibration.refine.pair_limit import repair, uses_pair_kernel
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, WeightScheme
-from edgeship.calibration.weights import quantize_bias, smallest_scale
 
 _FACTORS = (*np.linspace(0.5, 0.88, 11), *np.linspace(0.9, 1.0, 21))
 """Denser where most of the best ones lie."""

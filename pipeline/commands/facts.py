@@ -98,7 +98,7 @@ def inspect(model: Path, target: str | None, as_json: bool) -> None:
 
 def _judged(model: Path, target: str) -> tuple[list[str], list[str]]:
     """The nodes that the target cannot take, and those of a quantized model that it computes in float, with reasons."""
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.targets.base import load
 
     chosen, loaded = load(target), load_onnx(model)

@@ -54,7 +54,7 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
 @OUT
 def simplify(model: Path, out: Path) -> None:
     """Simplify MODEL.onnx into the form that the quantizer and the targets want."""
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.simplification.simplifier import simplify_model
     from edgeship.pipeline.workspace import write_atomically
 
@@ -91,7 +91,7 @@ def convert(
     c_array: bool,
 ) -> None:
     """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.pipeline.c_source import c_source
     from edgeship.pipeline.onnx_form import fix_batch
     from edgeship.pipeline.workspace import write_atomically

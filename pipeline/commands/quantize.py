@@ -77,7 +77,7 @@ def quantize(
     static: int8 weights and activations. int16: int8 weights, 16-bit activations. dynamic: int8 weights, activations
     rounded at run time. float16: float16 weights. The last two need no data.
     """
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.pipeline.quantized_source import check_is_float
 
     check_output(out, model, *([data] if data else []))
@@ -125,7 +125,7 @@ def rules_and_scheme(
 def _small_weights(
     model: ir.Model, out: Path, rules: Sequence[QuantRules], mode: Mode, scheme: WeightScheme, *, per_tensor: bool
 ) -> None:
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.quantizing.calibrated import combined
     from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
     from edgeship.pipeline.workspace import write_atomically
@@ -183,7 +183,7 @@ def calibrated(
 
 
 def _write(out: Path, model: ir.Model, samples: Samples, result: Quantized, scheme: WeightScheme) -> None:
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.quantizing.in_short import in_short
     from edgeship.pipeline.workspace import write_atomically
 

@@ -37,7 +37,7 @@ def sensitivity(
 
     With labels the cost is the increase of the cross entropy; without, the noise at the outputs.
     """
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.console import StepProgress
     from edgeship.pipeline.quantizing.sensitivity import Cache, facts, measure_layers, plot, plotter, table
     from edgeship.pipeline.quantizing.yardstick import Yardstick

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeship.calibration.onnx_file import to_bytes
-from edgeship.calibration.qdq import output_steps
+from edgeship.calibration.graph.onnx_file import to_bytes
+from edgeship.calibration.writing.qdq import output_steps
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.graph.operators import value_name
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.learned.graph import TorchGraph
-from edgeship.calibration.operators import value_name
 from edgeship.pipeline.compression.agreement import Agreement, agreement
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, Batches
 from edgeship.pipeline.compression.classification import Classification

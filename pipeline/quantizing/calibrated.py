@@ -11,8 +11,8 @@ from edgeship.calibration.errors import InputError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.collect import Feeds
-    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.observing.collect import Feeds
+    from edgeship.calibration.planning.overrides import Override
     from edgeship.calibration.quantize import Calibration
     from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
     from edgeship.pipeline.stage import Progress
@@ -86,7 +86,7 @@ def planned(calibration: Calibration, schemes: Sequence[WeightScheme]) -> Quanti
 
 def with_wide_integers(model: ir.Model) -> ir.Model:
     """The model at an operator set whose quantizers know 16 bits. Raises StageError where it cannot be upgraded."""
-    from edgeship.calibration.qdq import WIDE_OPSET
+    from edgeship.calibration.writing.qdq import WIDE_OPSET
     from edgeship.pipeline.onnx_source import upgrade
 
     if model.opset_imports.get("", 0) >= WIDE_OPSET:
@@ -107,8 +107,8 @@ def combined(rules: Sequence[QuantRules]) -> QuantRules:
 
 def describe(result: Quantized) -> dict[str, Any]:
     """Everything that was decided, as plain values: digests, ranges, scales, folds, and what stays float and why."""
-    from edgeship.calibration.ranges import representable
-    from edgeship.calibration.refine.pair_limit import limited_channels
+    from edgeship.calibration.planning.pair_limit import limited_channels
+    from edgeship.calibration.values.ranges import representable
     from edgeship.pipeline.quantizing.weight_only import weight_facts
 
     plan = result.plans.get("full", result.plan)

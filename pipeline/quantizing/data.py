@@ -60,7 +60,7 @@ def guessing(model: ir.Model, samples: Samples) -> list[Finding]:
 
     Wrong preprocessing, labels of another order or weights that were not loaded look like this, and int8 keeps it.
     """
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.calibration.types import Finding
     from edgeship.pipeline.scoring import class_scores
     from edgeship.targets.onnxruntime import open_float

@@ -46,7 +46,7 @@ class Form:
 
 def kind_of(node: ir.Node) -> str:
     """What a layer is called in `keep_float`."""
-    from edgeship.calibration.operators import constant_array, is_depthwise
+    from edgeship.calibration.graph.operators import constant_array, is_depthwise
 
     if node.op_type in ("Gemm", "MatMul"):
         return "matmul"
@@ -60,7 +60,7 @@ def kind_of(node: ir.Node) -> str:
 
 def kinds_in(model: ir.Model, plan: QuantPlan) -> dict[str, list[str]]:
     """The integer layers' names by kind."""
-    from edgeship.calibration.subset import layers_of
+    from edgeship.calibration.planning.subset import layers_of
 
     found: dict[str, list[str]] = {}
     for name, node in layers_of(model, plan).items():
@@ -70,8 +70,8 @@ def kinds_in(model: ir.Model, plan: QuantPlan) -> dict[str, list[str]]:
 
 def make(calibration: Calibration, form: Form, target: str) -> tuple[QuantPlan, ir.Model]:
     """The plan and the QDQ model of one form. Raises InputError for a form that leaves no layer in integers."""
-    from edgeship.calibration.overrides import Override
-    from edgeship.calibration.qdq import WEIGHTS_KEY
+    from edgeship.calibration.planning.overrides import Override
+    from edgeship.calibration.writing.qdq import WEIGHTS_KEY
 
     plan = calibration.plan(form.scheme)
     kinds = kinds_in(calibration.model, plan)
@@ -96,7 +96,7 @@ def islands(form: Form, kinds: Sequence[str]) -> list[Form]:
 
 def weights_of(model: ir.Model) -> str | None:
     """The form of the weights that a quantized model's metadata tells of."""
-    from edgeship.calibration.qdq import FACTS_KEY, WEIGHTS_KEY
+    from edgeship.calibration.writing.qdq import FACTS_KEY, WEIGHTS_KEY
 
     if WEIGHTS_KEY in model.metadata_props:
         return model.metadata_props[WEIGHTS_KEY]

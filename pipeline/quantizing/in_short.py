@@ -18,7 +18,7 @@ NAMED = 3
 
 def in_short(model: ir.Model, samples: Samples, result: Quantized, scheme: WeightScheme) -> list[str]:
     """The lines, for the float `model` and the samples it was calibrated on."""
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.quantizing.yardstick import Yardstick
     from edgeship.targets.onnxruntime import open_float, open_reference
 
@@ -42,8 +42,8 @@ def in_short(model: ir.Model, samples: Samples, result: Quantized, scheme: Weigh
 
 
 def _coverage(model: ir.Model, plan: QuantPlan) -> list[str]:
-    from edgeship.calibration.macs import count_macs
-    from edgeship.calibration.subset import layers_of
+    from edgeship.calibration.graph.macs import count_macs
+    from edgeship.calibration.planning.subset import layers_of
 
     macs = count_macs(model)
     layers = layers_of(model, plan)

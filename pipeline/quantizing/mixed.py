@@ -16,7 +16,7 @@ from edgeship.calibration.errors import StageError
 from edgeship.pipeline.quantizing.yardstick import Cost, Yardstick
 
 if TYPE_CHECKING:
-    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.planning.overrides import Override
     from edgeship.calibration.quantize import Calibration
     from edgeship.calibration.types import QuantPlan, WeightScheme
     from edgeship.pipeline.quantizing.sensitivity import Cache, LayerCost
@@ -106,7 +106,7 @@ class Mixer:
         return step.cost.drop <= self.limit + 1e-9
 
     def _step(self, calibration: Calibration, layer: str | None) -> Step:
-        from edgeship.calibration.onnx_file import to_bytes
+        from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.targets.onnxruntime import open_reference
 
         plan = calibration.plan(self.scheme)
@@ -119,7 +119,7 @@ class Mixer:
 
 
 def _override(layer: str, precision: Revert) -> Override:
-    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.planning.overrides import Override
 
     reason = "it was reverted to meet quantize.max_drop"
     pattern = glob.escape(layer)

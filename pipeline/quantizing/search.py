@@ -33,7 +33,7 @@ def search(context: StageContext, model: ir.Model, samples: Samples, result: Qua
     settings = context.recipe.quantize
     if not settings.sensitivity and settings.max_drop is None:
         return Found(result)
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.targets.onnxruntime import open_float
 
     yardstick = Yardstick(

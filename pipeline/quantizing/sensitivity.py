@@ -71,10 +71,10 @@ def measure_layers(
     model: ir.Model, plan: QuantPlan, yardstick: Yardstick, cache: Cache, progress: Progress
 ) -> list[LayerCost]:
     """Every integer layer's own cost, the dearest first."""
-    from edgeship.calibration.macs import count_macs
-    from edgeship.calibration.onnx_file import to_bytes
-    from edgeship.calibration.qdq import apply_plan
-    from edgeship.calibration.subset import layers_of, restricted
+    from edgeship.calibration.graph.macs import count_macs
+    from edgeship.calibration.graph.onnx_file import to_bytes
+    from edgeship.calibration.planning.subset import layers_of, restricted
+    from edgeship.calibration.writing.qdq import apply_plan
     from edgeship.targets.onnxruntime import open_simulation
 
     macs = count_macs(model)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from edgeship.pipeline.quantizing.calibrated import Quantized, planned
 
 if TYPE_CHECKING:
-    from edgeship.calibration.collect import Statistic
-    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.diagnosis.structure import Trouble
+    from edgeship.calibration.observing.collect import Statistic
+    from edgeship.calibration.planning.overrides import Override
     from edgeship.calibration.samples.data import Samples
-    from edgeship.calibration.structure import Trouble
 
 LOOKED_AT = 64
 """Samples that the outputs are looked at on."""
@@ -20,9 +20,9 @@ LOOKED_AT = 64
 
 def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> tuple[Quantized, Mapping[str, Any]]:
     """The quantized models with the `accepted` fixes, and what plan.json says of the structure."""
-    from edgeship.calibration.collect import observe
+    from edgeship.calibration.diagnosis.structure import ChannelSpans, TopGaps, summed_up, troubles
+    from edgeship.calibration.observing.collect import observe
     from edgeship.calibration.samples.checks import to_json
-    from edgeship.calibration.structure import ChannelSpans, TopGaps, summed_up, troubles
     from edgeship.targets.onnxruntime import open_float
 
     seen = result.calibration
@@ -44,8 +44,8 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
 
 
 def _overrides(trouble: Trouble) -> list[Override]:
-    from edgeship.calibration.overrides import Override
-    from edgeship.calibration.structure import WIDE_FIXES
+    from edgeship.calibration.diagnosis.structure import WIDE_FIXES
+    from edgeship.calibration.planning.overrides import Override
 
     reason = f"quantize.fixes accepts {trouble.fix}"
     wide = trouble.fix in WIDE_FIXES

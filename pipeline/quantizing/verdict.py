@@ -39,7 +39,7 @@ class Judge:
         return [str(gate).removeprefix(f"{self._target.name}: ") for gate in gates if not gate.met]
 
     def _accuracy(self, artifact: Path) -> Mapping[str, Any]:
-        from edgeship.calibration.onnx_file import to_bytes
+        from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.targets.onnxruntime import open_float
 
         if self._yardstick is None:
@@ -49,8 +49,8 @@ class Judge:
         return {"drop": cost.drop, "top1": cost.top1} if cost.top1 is not None else {}
 
     def _parity(self, quantized: ir.Model, artifact: Path) -> Mapping[str, Any]:
-        from edgeship.calibration.onnx_file import to_bytes
-        from edgeship.calibration.qdq import output_steps
+        from edgeship.calibration.graph.onnx_file import to_bytes
+        from edgeship.calibration.writing.qdq import output_steps
         from edgeship.pipeline.compare import Comparison
         from edgeship.pipeline.saturation import saturation_facts
         from edgeship.targets.onnxruntime import open_reference

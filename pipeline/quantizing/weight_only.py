@@ -11,7 +11,7 @@ from edgeship.calibration.errors import InputError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.overrides import Override
+    from edgeship.calibration.planning.overrides import Override
     from edgeship.calibration.types import QuantPlan, QuantRules, WeightScheme
 
 
@@ -30,7 +30,7 @@ class SmallWeights:
 
 def float16_weights(model: ir.Model, overrides: Sequence[Override]) -> SmallWeights:
     """The model with float16 weights. Raises InputError for overrides that this mode cannot follow."""
-    from edgeship.calibration.weight_only import halve_weights
+    from edgeship.calibration.writing.weight_only import halve_weights
 
     halved = halve_weights(model, _kept(model, overrides, "float16"))
     facts = {
@@ -55,8 +55,8 @@ def int8_weights(
 
     Raises InputError for overrides that this mode cannot follow.
     """
-    from edgeship.calibration.qdq import apply_plan
-    from edgeship.calibration.weight_only import weight_only_plan
+    from edgeship.calibration.writing.qdq import apply_plan
+    from edgeship.calibration.writing.weight_only import weight_only_plan
 
     kept = _kept(model, overrides, "dynamic")
     if per_tensor:
@@ -98,8 +98,8 @@ def check_overrides(overrides: Sequence[Override], mode: str) -> None:
 
 def _kept(model: ir.Model, overrides: Sequence[Override], mode: str) -> dict[str, str]:
     """The nodes that overrides keep float, each with the reason."""
-    from edgeship.calibration.operators import node_key
-    from edgeship.calibration.overrides import kept_by, matching_nodes
+    from edgeship.calibration.graph.operators import node_key
+    from edgeship.calibration.planning.overrides import kept_by, matching_nodes
 
     check_overrides(overrides, mode)
     return {node_key(node): kept_by(each) for each in overrides for node in matching_nodes(model, each)}

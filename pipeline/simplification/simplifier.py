@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgeship.calibration.errors import EdgeshipError, StageError
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.types import Array
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import Limits, run_isolated

@@ -28,8 +28,8 @@ def run(context: StageContext) -> None:
 
     Raises UnsupportedError with every node that some target cannot take, before anything is written.
     """
-    from edgeship.calibration.macs import count_macs
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.macs import count_macs
+    from edgeship.calibration.graph.onnx_file import load_onnx
 
     recipe = context.recipe
     targets = {name: load(name) for name in context.targets}

@@ -53,7 +53,7 @@ def export_model(recipe: Recipe, compressed: Path | None = None) -> Export:
 
 def export_recipe(recipe: Recipe, out: Path) -> Export:
     """The export of the recipe's model, written to the file `out`, which is replaced only by a complete new one."""
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.workspace import write_atomically
 
     result = export_model(recipe)
@@ -174,7 +174,7 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
 
 
 def _write(context: StageContext) -> None:
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
 
     result = export_model(context.recipe, context.inputs.get("compress"))
     (context.folder / MODEL).write_bytes(to_bytes(result.model))

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 def run(context: StageContext) -> None:
     """Writes parity.json: each target's differences, agreement, saturation and integer share as executed."""
-    from edgeship.calibration.onnx_file import load_onnx
-    from edgeship.calibration.qdq import output_steps
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.calibration.writing.qdq import output_steps
 
     recipe = context.recipe
     jury = open_jury(recipe, context.inputs["simplify"] / "model.onnx")
@@ -93,7 +93,7 @@ def _layers(count: int, reference: Path, artifact: Path, samples: Samples) -> di
 
 def _references(models: Mapping[str, ir.Model]) -> tuple[dict[str, Session], dict[str, str]]:
     """What each target's artifact must compute, opened once where it is the same: sessions, and which is whose."""
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.targets.onnxruntime import open_reference
 
     sessions: dict[str, Session] = {}

@@ -34,7 +34,7 @@ MEASURED = "measured.json"
 
 def run(context: StageContext) -> None:
     """Writes the models and plan.json. Raises InputError for calibration data or overrides that cannot be used."""
-    from edgeship.calibration.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
     from edgeship.pipeline.workspace import write_atomically, write_json
 
     recipe = context.recipe
@@ -75,8 +75,8 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
 
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
+    from edgeship.calibration.diagnosis.structure import WIDE_FIXES
     from edgeship.calibration.samples.checks import to_json
-    from edgeship.calibration.structure import WIDE_FIXES
     from edgeship.pipeline.quantizing.calibrated import describe, quantize_model, with_wide_integers
     from edgeship.pipeline.quantizing.data import calibration_samples
     from edgeship.pipeline.quantizing.own_form import own_forms

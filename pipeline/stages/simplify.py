@@ -19,7 +19,7 @@ def _settings(_recipe: Recipe, _targets: Sequence[str]) -> Any:
 
 
 def _run(context: StageContext) -> None:
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.golden import read_golden
     from edgeship.pipeline.simplification.simplifier import simplify_model
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.operators import attribute, constant_array, is_float, node_key
+from edgeship.calibration.graph.operators import attribute, constant_array, is_float, node_key
 from edgeship.calibration.types import Array
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeship.calibration.macs import node_key
+from edgeship.calibration.graph.macs import node_key
 from edgeship.calibration.types import Finding
 
 _ONNX_DOMAINS = ("", "ai.onnx")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship.calibration.errors import InputError, StageError, UnsupportedError
-from edgeship.calibration.onnx_file import read_proto
+from edgeship.calibration.graph.onnx_file import read_proto
 from edgeship.calibration.types import Array, Finding, TensorInfo
 from edgeship.targets.onnxruntime.border import Port, read_ports
 

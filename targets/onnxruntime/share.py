@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.macs import WEIGHT_INPUT, count_macs, node_key
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.macs import WEIGHT_INPUT, count_macs, node_key
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.targets.base import IntegerShare
 from edgeship.targets.onnxruntime.session import model_bytes, session_options, start
 

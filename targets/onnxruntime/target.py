@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
-from edgeship.calibration.onnx_file import to_bytes
-from edgeship.calibration.qdq import WEIGHTS_KEY
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.readback import AXIS_OPSET, read_back
 from edgeship.calibration.types import Finding, QuantRules, WeightForm, WeightScheme
+from edgeship.calibration.writing.qdq import WEIGHTS_KEY
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
 from edgeship.targets.onnxruntime.border import change_border, check_border
 from edgeship.targets.onnxruntime.dynamic import make_dynamic, simulated

@@ -30,7 +30,7 @@ CASES = {
 
 def digests() -> dict[str, str]:
     """SHA-256 of every artifact by "target/case"."""
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.targets.base import ConvertOptions, load
 
     model = load_onnx(MODEL)
@@ -48,7 +48,7 @@ def make() -> None:
     """Writes both files."""
     import numpy as np
 
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.calibration.quantize import quantize_model
     from edgeship.calibration.samples.data import Sample
     from edgeship.calibration.types import strictest

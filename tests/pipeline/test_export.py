@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
-from edgeship.calibration.onnx_file import load_onnx, to_bytes
+from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
 from edgeship.pipeline import torch_export
 from edgeship.pipeline.golden import read_golden
 from edgeship.pipeline.models import open_source_session

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.pipeline import machine
 from edgeship.pipeline.machine import Cpu
 from edgeship.pipeline.quantizing import auto

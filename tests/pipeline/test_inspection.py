@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.pipeline.inspection import inspect_model
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET

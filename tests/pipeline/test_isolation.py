@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.calibration.errors import InputError, StageError
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.pipeline.isolation import IsolationError, Limits, run_isolated
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc, or needs RLIMIT_AS")

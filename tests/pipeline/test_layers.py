@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.quantize import quantize_model
 from edgeship.calibration.samples.data import Sample
 from edgeship.calibration.types import strictest

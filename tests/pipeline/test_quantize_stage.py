@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.qdq import PLAN_KEY
+from edgeship.calibration.writing.qdq import PLAN_KEY
 from edgeship.pipeline.recipe import load_recipe
 from edgeship.pipeline.stage import StageContext
 from edgeship.pipeline.stages.quantize import STAGE

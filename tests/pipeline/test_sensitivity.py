@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgeship.calibration.errors import StageError
-from edgeship.calibration.overrides import Override
+from edgeship.calibration.planning.overrides import Override
 from edgeship.calibration.quantize import Calibration
 from edgeship.calibration.refine import gptq
 from edgeship.calibration.samples.data import Samples, open_samples

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.pipeline import isolation
 from edgeship.pipeline.simplification import simplifier
 from edgeship.pipeline.simplification.simplifier import Simplified, simplify_model

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as ortq
 
-from edgeship.calibration.qdq import output_steps
+from edgeship.calibration.writing.qdq import output_steps
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.onnxruntime.session import open_reference
 from edgeship.targets.tflite.flatfile import element_types

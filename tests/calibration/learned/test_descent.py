@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeship.calibration.learned.descent import Problem, descend
-from edgeship.calibration.refine.pair_limit import can_overflow
+from edgeship.calibration.planning.pair_limit import can_overflow
 
 
 def problem(seed: int, groups: int = 2, rows: int = 3, width: int = 70, *, paired: bool = False) -> Problem:

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeship.calibration.diagnosis.saturation import can_clip
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.learned.operators.quantization import quantize_dequantize
 from edgeship.calibration.learned.pairs import repaired
-from edgeship.calibration.qdq import apply_plan, output_steps
-from edgeship.calibration.refine.pair_limit import can_overflow, repair
-from edgeship.calibration.saturation import can_clip
+from edgeship.calibration.planning.pair_limit import can_overflow, repair
 from edgeship.calibration.types import QuantPlan, QuantRules
+from edgeship.calibration.writing.qdq import apply_plan, output_steps
 
 Build = Callable[..., ir.Model]
 Run = Callable[[ir.Model, Mapping[str, Any]], dict[str, Any]]

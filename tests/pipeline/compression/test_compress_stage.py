@@ -239,7 +239,7 @@ def test_unstructured_zeros_reach_the_exported_model(folder: Path) -> None:
     assert facts["after"]["compressed_bytes"] < 0.5 * facts["before"]["compressed_bytes"]
     assert facts["after"]["bytes"] == facts["before"]["bytes"]
     assert "neither runtime runs it faster" in facts["notes"][0]
-    from edgeship.calibration.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx
 
     weights = [
         node.inputs[1].const_value.numpy()  # type: ignore[union-attr]  # an initializer

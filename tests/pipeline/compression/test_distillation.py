@@ -143,7 +143,7 @@ def test_any_model_that_a_recipe_can_name_is_a_teacher(tmp_path: Path) -> None:
     dynamic = torch.export.export(torch_teacher.module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(dynamic, tmp_path / "dynamic.pt2")
     torch.export.save(torch.export.export(torch_teacher.module, (example[:1],)), tmp_path / "fixed.pt2")
-    from edgeship.calibration.onnx_file import to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.torch_export import export_torch, open_torch
 
     for name, batch in (("dynamic", "dynamic"), ("fixed", 1)):

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from edgeship.calibration.diagnosis.saturation import can_clip
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
-from edgeship.calibration.onnx_file import to_bytes
 from edgeship.calibration.samples.data import Samples, open_samples
-from edgeship.calibration.saturation import can_clip
 from edgeship.calibration.types import QuantizedConstant, QuantParams
 from edgeship.pipeline.compression.held_out import Standing, Verdict, split
 from edgeship.pipeline.compression.qat import Trained, train_quantized

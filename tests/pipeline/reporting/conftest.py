@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeship.calibration.silhouette import Silhouette
+from edgeship.calibration.values.silhouette import Silhouette
 from edgeship.pipeline.reporting.run_folder import Run, open_run
 
 

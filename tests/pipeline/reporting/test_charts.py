@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeship.calibration.silhouette import Silhouette
+from edgeship.calibration.values.silhouette import Silhouette
 from edgeship.pipeline.reporting import svg, tradeoff
 from edgeship.pipeline.reporting.distribution import Times, latency_chart, outside, silhouette_chart
 from edgeship.pipeline.reporting.facts import Facts

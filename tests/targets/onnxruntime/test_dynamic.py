@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.calibration.onnx_file import to_bytes
-from edgeship.calibration.qdq import apply_plan
-from edgeship.calibration.weight_only import weight_only_plan
+from edgeship.calibration.graph.onnx_file import to_bytes
+from edgeship.calibration.writing.qdq import apply_plan
+from edgeship.calibration.writing.weight_only import weight_only_plan
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET, OnnxSession, open_reference
 

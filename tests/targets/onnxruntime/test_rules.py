@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET, open_float, open_reference
 from edgeship.targets.onnxruntime.rules import BETWEEN, INTEGER, MOVED

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET
 

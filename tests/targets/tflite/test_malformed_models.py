@@ -22,7 +22,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgeship.calibration.errors import EdgeshipError
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.tflite import TARGET
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgeship.calibration.errors import InputError, UnsupportedError
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.pipeline.c_source import c_source
 from edgeship.pipeline.cli import cli
 from edgeship.targets.base import ConvertOptions, load

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.calibration.errors import EdgeshipError
-from edgeship.calibration.onnx_file import to_bytes
-from edgeship.calibration.qdq import output_steps
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.quantize import quantize_model
+from edgeship.calibration.writing.qdq import output_steps
 from edgeship.targets.base import ConvertOptions, IoLayout
 from edgeship.targets.onnxruntime import open_float, open_reference
 from edgeship.targets.tflite import TARGET

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from edgeship.calibration.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.targets.onnxruntime.session import open_reference
 from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.flatfile import element_types, load, operator_names

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flatbuffers.table import Table
 
-from edgeship.calibration.onnx_file import load_onnx
+from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.tflite import flatfile
 from edgeship.targets.tflite.reader import read_model

@@ -1,0 +1,1 @@
+"""What the float graph computes on samples, shown to observers, and whether more samples would change anything."""

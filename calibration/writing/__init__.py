@@ -1,0 +1,1 @@
+"""A plan, or a float model alone -> the quantized ONNX model."""
