@@ -11,7 +11,6 @@ of operators of each kind, and the outputs for random integers, under TFLite's o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import tempfile
@@ -116,14 +115,14 @@ def official(name: str, folder: Path, data: Path | None) -> Path:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
     model(samples[:1], training=True)
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    model.export(folder / name, verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / name))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([sample[None]] for sample in samples)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     path = folder / f"{name}.tflite"
-    with contextlib.redirect_stdout(None):
-        path.write_bytes(converter.convert())
+    path.write_bytes(converter.convert())
     return path
 
 

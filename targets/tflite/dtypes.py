@@ -127,6 +127,7 @@ class _Settling:
             wanted = None if tensor is None else _other_type(tensor, accepted.get(ins[index], USUAL))
             if tensor is not None and wanted is not None:
                 node.inputs[index] = self._version(tensor, wanted, node.opset)
+                node.unsigned |= tensor.dtype == np.uint64 and wanted != SHIFTED
         self.nodes.append(node)
         for index, tensor in enumerate(node.outputs):
             wanted = _other_type(tensor, accepted.get(outs[index], USUAL))

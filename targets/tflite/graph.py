@@ -114,6 +114,7 @@ class Node:
     """One ONNX operator: inputs (None where left out), outputs, attributes as Python and NumPy values.
 
     `int8`: runs in integers, of 8 bits or (`is_wide`) 16. `activation`: the fused one, as TFLite's schema names it.
+    `unsigned`: its integers of 64 bits are those of numbers without a sign.
     """
 
     op_type: str
@@ -125,6 +126,7 @@ class Node:
     opset: int = 0
     int8: bool = False
     activation: str = "NONE"
+    unsigned: bool = False
 
     @property
     def is_wide(self) -> bool:

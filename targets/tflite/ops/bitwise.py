@@ -13,9 +13,9 @@ import numpy as np
 
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
-from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Op
+from edgeship.targets.tflite.ops import words
 from edgeship.targets.tflite.ops.broadcast import apply
 from edgeship.targets.tflite.ops.elementwise import narrow_broadcast
 
@@ -65,6 +65,9 @@ def convert_shift(emit: Emit) -> None:
     a, y = emit.broadcast(0), emit.output()
     if emit.node.attribute("direction") == "RIGHT":
         shift = emit.broadcast(1)
+        if a.dtype == np.int64:
+            words.shifted(emit, a, shift, unsigned=emit.node.unsigned, into=y)
+            return
         apply(emit, "RIGHT_SHIFT", a, shift if a.dtype == np.uint32 else _within(emit, shift, 31), into=y)
         return
     shift = apply(emit, "CAST", emit.broadcast(1), dtype=np.int32)
@@ -89,12 +92,6 @@ def _within(emit: Emit, shift: Operand, most: int) -> Operand:
     )
 
 
-def shifted_types(node: Node) -> str | None:
-    """Shifts to the right are of integers up to 32 bits."""
-    is_wide = node.x.dtype.name in ("uint64", "int64") and node.attribute("direction") == "RIGHT"
-    return f"it shifts {node.x.dtype} to the right; accepted: up to 32 bits" if is_wide else None
-
-
 _WORDS = ("int32", "int64", "uint64")
 _ANY = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
@@ -108,7 +105,7 @@ OPS = (
         convert_shift,
         POINTWISE,
         None,
-        (of_types("uint32", *_WORDS), shifted_types, narrow_broadcast),
+        (of_types("uint32", *_WORDS), narrow_broadcast),
         since=11,
     ),
 )

@@ -16,6 +16,7 @@ from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Int8, Int16, Op
+from edgeship.targets.tflite.ops import words
 from edgeship.targets.tflite.ops.broadcast import apply
 
 ARITHMETIC = ("float32", "int32", "int64")
@@ -85,9 +86,21 @@ def convert_mean(emit: Emit) -> None:
     apply(emit, "MUL", _chained(emit, "ADD", None), 1 / len(emit.node.inputs), into=emit.output())
 
 
+def convert_div(emit: Emit) -> None:
+    """Writes a Div: of integers toward zero."""
+    a, b, y = emit.broadcast(0), emit.broadcast(1), emit.output()
+    if a.dtype != np.int64:
+        apply(emit, "DIV", a, b, into=y, fused_activation_function=emit.node.activation)
+    else:
+        (words.unsigned_quotient if emit.node.unsigned else words.quotient)(emit, a, b, y)
+
+
 def convert_mod(emit: Emit) -> None:
     """Writes a Mod: FLOOR_MOD takes the divisor's sign; for `fmod` the remainder of the sizes gets the dividend's."""
     a, b, y = emit.broadcast(0), emit.broadcast(1), emit.output()
+    if emit.node.unsigned:
+        words.unsigned_remainder(emit, a, b, y)
+        return
     if not emit.node.attribute("fmod", 0):
         apply(emit, "FLOOR_MOD", a, b, into=y)
         return
@@ -118,6 +131,16 @@ def convert_pow(emit: Emit) -> None:
         apply(emit, *(("MUL", a, a) if only == 2.0 else ("SQRT", a)), into=y)
         return
     b = emit.broadcast(1)
+    if a.dtype.kind == b.dtype.kind == "i" and np.int64 in (a.dtype, b.dtype):
+        largest = int(exponent.values().max(initial=0)) if exponent.is_constant else np.iinfo(b.dtype).max
+        a, b = (o if o.dtype == np.int64 else apply(emit, "CAST", o, dtype=np.int64) for o in (a, b))
+        if y.dtype == np.int64:
+            words.power(emit, a, b, largest, y)
+        else:
+            apply(emit, "CAST", words.power(emit, a, b, largest), into=y)
+        return
+    if emit.node.unsigned:
+        b = words.real(emit, b)
     common = a.dtype if a.dtype == b.dtype else np.dtype(np.float32)
     a, b = (o if o.dtype == common else apply(emit, "CAST", o, dtype=common) for o in (a, b))
     if common == y.dtype:
@@ -127,18 +150,21 @@ def convert_pow(emit: Emit) -> None:
 
 
 def exponent_types(node: Node) -> str | None:
-    """Powers of int64, or to an int64, have a float among base and exponent, or the constant exponent 2."""
+    """Exponents are not negative where base and exponent are integers."""
     base, exponent = node.x, node.tensor(1)
-    if exponent.is_float or base.is_float or "int64" not in (base.dtype.name, exponent.dtype.name):
+    if base.is_float or exponent.is_float:
         return None
-    is_square = exponent.is_constant and exponent.size == 1 and float(exponent.values().reshape(-1)[0]) == 2
-    return None if is_square else f"it raises {base.dtype} to {exponent.dtype}; accepted: float32 and int32"
+    if exponent.dtype == np.uint64:
+        return f"it raises {base.dtype} to uint64; accepted: up to 63 bits"
+    if exponent.is_constant and exponent.values().min(initial=0) < 0:
+        return f"it raises {base.dtype} to {exponent.values().min()}; accepted: no negative exponent of an integer"
+    return None
 
 
 EXTREMUM = Int8(shares_scale=True, wide=Int16())
 _PLAIN: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 _COMMON = (of_types(*ARITHMETIC), narrow_broadcast)
-_POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*ARITHMETIC, variable="T1"), exponent_types, narrow_broadcast)
+_POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*MODULAR, variable="T1"), exponent_types, narrow_broadcast)
 
 OPS = (
     *(
@@ -152,9 +178,9 @@ OPS = (
         )
         for onnx, name in _PLAIN.items()
     ),
-    Op("Div", binary("DIV"), POINTWISE, None, (of_types("float32", "int32"), narrow_broadcast), fuses=True),
+    Op("Div", convert_div, POINTWISE, None, (of_types(*MODULAR), narrow_broadcast), fuses=lambda node: node.x.is_float),
     Op("Pow", convert_pow, POINTWISE, None, _POWERS),
-    Op("Mod", convert_mod, POINTWISE, None, _COMMON, since=10),
+    Op("Mod", convert_mod, POINTWISE, None, (of_types(*MODULAR), narrow_broadcast), since=10),
     Op("Max", chain("MAXIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
     Op("Min", chain("MINIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
     Op("Sum", chain("ADD"), POINTWISE, None, _COMMON),
