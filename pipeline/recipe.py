@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Compress
+from edgeship.pipeline.quantize_section import Quantize
 from edgeship.pipeline.recipe_sections import (
     GATES,
     Benchmark,
@@ -26,7 +27,6 @@ from edgeship.pipeline.recipe_sections import (
     Name,
     Parity,
     Place,
-    Quantize,
     Release,
     TargetOptions,
 )

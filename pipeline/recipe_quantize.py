@@ -15,6 +15,8 @@ _OF_RANGES = (
     "fixes",
     "sensitivity",
     "max_drop",
+    "min_agreement",
+    "min_sqnr",
     "revert",
     "reconstruct",
     "qat",
@@ -92,8 +94,10 @@ def _idle_problems(recipe: Recipe) -> list[str]:
             f"quantize.reconstruct: nothing is reconstructed with refine = {shown(list(section.refine))}; accepted: "
             'beside refine = ["reconstruct"] alone'
         )
-    if "revert" in section.model_fields_set and section.max_drop is None:
-        problems.append("quantize.revert: nothing is reverted without max_drop; accepted: beside max_drop = POINTS")
+    if "revert" in section.model_fields_set and not section.limits:
+        problems.append(
+            "quantize.revert: nothing is reverted without a limit; accepted: beside max_drop, min_agreement or min_sqnr"
+        )
     return problems
 
 

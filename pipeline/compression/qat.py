@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from edgeship.calibration.quantize import Calibration
     from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import Array, QuantPlan, WeightScheme
+    from edgeship.pipeline.quantize_section import Qat
     from edgeship.pipeline.quantizing.calibrated import Quantized
     from edgeship.pipeline.recipe import Recipe
-    from edgeship.pipeline.recipe_sections import Qat
     from edgeship.pipeline.stage import Progress
 
 

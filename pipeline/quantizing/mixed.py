@@ -1,7 +1,15 @@
 """Returns the mixed-precision model that costs at most so much: the dearest layers go back to float, or to int16.
 
-Layers are reverted one after the other, in the order of what each costs by itself, until the whole quantized model
-meets the limit on the calibration samples. The evaluation samples have no part in it: they judge what comes out.
+Layers are reverted one after the other, until the whole quantized model meets the limits on the calibration samples.
+The next one is that with the largest
+
+    gain = (what it costs by itself + what reverting it now brings to the whole model) / 2
+
+The second alone would pass over two layers that help only together, such as both ends of a tensor; the first alone
+takes one that repeats what another spoils. Candidates are measured in the order of their last known gains, at first
+what they cost by themselves, and no further than to one that is not below the next (lazy greedy: Minoux, 1978,
+"Accelerated greedy algorithms for maximizing submodular set functions"). The evaluation samples have no part in it:
+they judge what comes out.
 """
 
 from __future__ import annotations
@@ -9,10 +17,11 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeship.calibration.errors import StageError
+from edgeship.pipeline.quantizing.limits import Limits
 from edgeship.pipeline.quantizing.yardstick import Cost, Yardstick
 
 if TYPE_CHECKING:
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from edgeship.pipeline.stage import Progress
 
 Revert = Literal["float", "int16"]
+TRIED = 8
+"""Candidates that are measured for one step at most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class Step:
     reverted: str | None
     cost: Cost
     plan: QuantPlan
+    calibration: Calibration
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -40,13 +52,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Mixed:
-    """The calibration whose plans meet the limit, and the way there."""
+    """The calibration whose plans meet the limits, and the way there."""
 
-    calibration: Calibration
     steps: Sequence[Step]
-    limit: float
+    limits: Limits
     unit: str
     precision: Revert
+
+    @property
+    def calibration(self) -> Calibration:
+        """That of the last step."""
+        return self.steps[-1].calibration
 
     @property
     def reverted(self) -> list[str]:
@@ -56,7 +72,7 @@ class Mixed:
     def to_json(self) -> Mapping[str, Any]:
         """Plain values."""
         return {
-            "max_drop": self.limit,
+            **asdict(self.limits),
             "unit": self.unit,
             "precision": self.precision,
             "reverted": self.reverted,
@@ -68,7 +84,7 @@ class Mixed:
 class Mixer:
     """How precision is mixed: what may be lost, what layers go back to, and how the loss is measured."""
 
-    limit: float
+    limits: Limits
     precision: Revert
     scheme: WeightScheme
     yardstick: Yardstick
@@ -76,34 +92,45 @@ class Mixer:
     progress: Progress
 
     def meet(self, calibration: Calibration, order: Callable[[QuantPlan], Sequence[LayerCost]]) -> Mixed:
-        """The calibration with as many of the dearest layers reverted as the limit asks for.
+        """The calibration with as many layers reverted as the limits ask for.
 
-        `order` gives a plan's layers, the dearest first; it is asked only where the limit is not met at once. Raises
-        StageError when it is not met with all but one layer reverted, or where the model decides nothing to count.
+        `order` gives a plan's layers, the dearest first; it is asked only where a limit is not met at once. Raises
+        StageError where one is not met with all but one layer reverted, or where the model decides nothing to count.
         """
         steps = [self._step(calibration, None)]
-        layers = [] if self._met(steps[-1]) else [each.layer for each in order(steps[0].plan)]
-        for done, layer in enumerate(layers[:-1]):
-            self.progress(done, len(layers), f"max_drop: {layer} in {self.precision}")
-            calibration = calibration.with_overrides([_override(layer, self.precision)])
-            steps.append(self._step(calibration, layer))
-            if self._met(steps[-1]):
-                break
-        if not self._met(steps[-1]):
+        missed = self._missed(steps[-1])
+        alone = {each.layer: self.limits.worth(each.cost) for each in order(steps[0].plan)} if missed else {}
+        gains = dict(alone)
+        while missed and len(gains) > 1:
+            steps.append(self._best(steps[-1], alone, gains, len(steps)))
+            missed = self._missed(steps[-1])
+        if missed:
+            count = len(steps) - 1
             raise StageError(
-                f"quantize.max_drop = {self.limit:g} cannot be met: with {len(steps) - 1} of {len(layers)} layers in "
-                f"{self.precision} the drop is {steps[-1].cost.drop:g} {self.yardstick.unit} on "
+                f"{'; '.join(missed)}, with {count} of {count + len(gains)} layers in {self.precision}, on "
                 f"{steps[-1].cost.samples} calibration samples"
             )
-        return Mixed(calibration, steps, self.limit, self.yardstick.unit, self.precision)
+        return Mixed(steps, self.limits, self.yardstick.unit, self.precision)
 
-    def _met(self, step: Step) -> bool:
-        if step.cost.drop is None:
-            raise StageError(
-                "quantize.max_drop counts decisions, and the model has none: no output of shape (n, classes); pin "
-                "layers with [[quantize.override]] instead"
-            )
-        return step.cost.drop <= self.limit + 1e-9
+    def _best(self, before: Step, alone: Mapping[str, float], gains: dict[str, float], number: int) -> Step:
+        """The step with the largest gain; its layer leaves `gains`, what was measured of others is noted there."""
+        tried: dict[str, Step] = {}
+        while True:
+            layer = max(gains, key=lambda each: gains[each])
+            if layer in tried:
+                break
+            if len(tried) == min(TRIED, len(gains)):
+                layer = max(tried, key=lambda each: gains[each])
+                break
+            self.progress(len(tried), TRIED, f"layer {number} to go back to {self.precision}: {layer}")
+            tried[layer] = self._step(before.calibration.with_overrides([_override(layer, self.precision)]), layer)
+            brought = self.limits.worth(before.cost) - self.limits.worth(tried[layer].cost)
+            gains[layer] = (alone[layer] + brought) / 2
+        del gains[layer]
+        return tried[layer]
+
+    def _missed(self, step: Step) -> list[str]:
+        return self.limits.missed(step.cost, self.yardstick.unit)
 
     def _step(self, calibration: Calibration, layer: str | None) -> Step:
         from edgeship.calibration.graph.onnx_file import to_bytes
@@ -115,13 +142,13 @@ class Mixer:
         def measured() -> Cost:
             return self.yardstick.cost(open_reference(to_bytes(calibration.quantized(plan, self.scheme))))
 
-        return Step(layer, self.cache.get(key, measured), plan)
+        return Step(layer, self.cache.get(key, measured), plan, calibration)
 
 
 def _override(layer: str, precision: Revert) -> Override:
     from edgeship.calibration.planning.overrides import Override
 
-    reason = "it was reverted to meet quantize.max_drop"
+    reason = "it was reverted to meet the limits of [quantize]"
     pattern = glob.escape(layer)
     return (
         Override(pattern, wide=True, reason=reason)

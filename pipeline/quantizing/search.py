@@ -29,9 +29,9 @@ class Found:
 
 
 def search(context: StageContext, model: ir.Model, samples: Samples, result: Quantized) -> Found:
-    """What the recipe wants measured: `quantize.sensitivity` and `quantize.max_drop`."""
+    """What the recipe wants measured: `quantize.sensitivity`, and the limits of mixed precision."""
     settings = context.recipe.quantize
-    if not settings.sensitivity and settings.max_drop is None:
+    if not settings.sensitivity and not settings.limits:
         return Found(result)
     from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.targets.onnxruntime import open_float
@@ -53,8 +53,8 @@ def search(context: StageContext, model: ir.Model, samples: Samples, result: Qua
         costs(result.plans[scheme])
     found: dict[str, Any] = {}
     measured: dict[str, Any] = {}
-    if settings.max_drop is not None:
-        mixer = Mixer(settings.max_drop, settings.revert, scheme, yardstick, cache, context.progress)
+    if settings.limits:
+        mixer = Mixer(settings.limits, settings.revert, scheme, yardstick, cache, context.progress)
         mixed = mixer.meet(result.calibration, costs)
         found["mixed"] = mixed.to_json()
         if mixed.reverted:

@@ -97,12 +97,15 @@ def measure_layers(
 def table(costs: Sequence[LayerCost], unit: str) -> str:
     """The layers as text, the dearest first."""
     width = max([len("layer"), *(len(each.layer) for each in costs)])
-    lines = [f"{'layer':<{width}}  {'operator':<13} {'MACs':>12}  {'SQNR':>9}  {'loss':>9}  drop ({unit})"]
+    head = f"{'layer':<{width}}  {'operator':<13} {'MACs':>12}"
+    lines = [f"{head}  {'SQNR':>9}  {'agreement':>9}  {'loss':>9}  drop ({unit})"]
     for each in costs:
         sqnr = "equal" if each.cost.noise <= 0 else f"{each.cost.sqnr_db:.1f} dB"
+        agreement = "-" if each.cost.agreement is None else f"{100 * each.cost.agreement:.2f} %"
         loss = "-" if each.cost.loss is None else f"{each.cost.loss:+.4f}"
         drop = "-" if each.cost.drop is None else f"{each.cost.drop:+.2f}"
-        lines.append(f"{each.layer:<{width}}  {each.operator:<13} {each.macs:>12,}  {sqnr:>9}  {loss:>9}  {drop}")
+        row = f"{each.layer:<{width}}  {each.operator:<13} {each.macs:>12,}"
+        lines.append(f"{row}  {sqnr:>9}  {agreement:>9}  {loss:>9}  {drop}")
     return "\n".join(lines)
 
 

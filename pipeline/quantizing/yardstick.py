@@ -3,8 +3,9 @@
     drop:   percentage points of top-1 lost, with labels; without, percent of the decisions that are others
     loss:   with labels, the mean increase of the cross entropy, in nats: -log p(label), p = softmax of the outputs
     noise:  sum (x - y)^2 / sum (x - mean x)^2 over all outputs (10 log10 of it is minus the SQNR in dB)
+    agreement:  the share of equal decisions; of a classifier the expected one (margins.py), of others the counted one
 
-The decision costs (drop) count; the other two are fine enough to rank layers that cost no decision at all.
+The decision costs (drop) count; the others are fine enough to rank layers that cost no decision at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship.pipeline.compare import Comparison, classification_output
+from edgeship.pipeline.quantizing.margins import Margins
 from edgeship.pipeline.scoring import Score, class_scores, drop_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from edgeship.calibration.types import Array, Session
 
 TINY = 1e-12
+CLASSIFIER_RANK = 2
+"""Of the scores of a model with one decision per sample; a detector's have an axis of anchors too."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Cost:
     noise: float
     samples: int
     top1: float | None = None
+    agreement: float | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -94,10 +99,13 @@ class Yardstick:
 
     def cost(self, session: Session) -> Cost:
         """What the model in `session` costs."""
-        comparison, score, entropy = Comparison(), Score(), list[float]()
+        comparison, score, entropy, margins = Comparison(), Score(), list[float](), Margins()
         for sample, expected in zip(self.samples, self._outputs, strict=True):
             outputs = session.run(sample.feeds)
             comparison.update(expected, outputs)
+            decided = classification_output(expected)
+            if decided is not None and expected[decided].ndim == CLASSIFIER_RANK:
+                margins.update(expected[decided], outputs[decided])
             self._judge(outputs, sample.label, sample.name, score, entropy)
         if score.n:
             drop: float | None = drop_of(score, self._score)["drop"]
@@ -105,7 +113,8 @@ class Yardstick:
             drop = None if comparison.agreement is None else 100 * (1 - comparison.agreement)
         top1 = score.top1 if score.n else None
         loss = float(np.mean(entropy) - np.mean(self._entropy)) if entropy else None
-        return Cost(drop, loss, _noise(comparison), len(self._outputs), top1)
+        agreement = margins.expected_agreement() if margins.seen else comparison.strict_agreement
+        return Cost(drop, loss, _noise(comparison), len(self._outputs), top1, agreement)
 
     @staticmethod
     def _judge(outputs: Mapping[str, Array], label: int | None, name: str, score: Score, entropy: list[float]) -> None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import QuantRules
+    from edgeship.pipeline.quantize_section import Qat
     from edgeship.pipeline.quantizing.search import Found
     from edgeship.pipeline.recipe import Recipe
-    from edgeship.pipeline.recipe_sections import Qat
 
 PLAN = "plan.json"
 HISTOGRAMS = "histograms.json"
@@ -89,7 +89,7 @@ def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
 
         require_training()
     samples, findings = calibration_samples(recipe, path, model)
-    reverts_to_wide = settings.max_drop is not None and settings.revert == "int16"
+    reverts_to_wide = bool(settings.limits) and settings.revert == "int16"
     if reverts_to_wide or WIDE_FIXES & set(settings.fixes):
         model = with_wide_integers(model)
     result = quantize_model(

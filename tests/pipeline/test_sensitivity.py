@@ -18,6 +18,7 @@ from edgeship.calibration.quantize import Calibration
 from edgeship.calibration.refine import gptq
 from edgeship.calibration.samples.data import Samples, open_samples
 from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
+from edgeship.pipeline.quantizing.limits import Limits
 from edgeship.pipeline.quantizing.mixed import Mixer, Revert
 from edgeship.pipeline.quantizing.sensitivity import Cache, measure_layers, table
 from edgeship.pipeline.quantizing.yardstick import Cost, Yardstick
@@ -74,7 +75,9 @@ def yardstick(spoiled: bytes, samples: Samples) -> Yardstick:
 
 def test_the_float_model_itself_costs_nothing(spoiled: bytes, yardstick: Yardstick) -> None:
     cost = yardstick.cost(open_float(spoiled))
-    assert cost == Cost(drop=0.0, loss=0.0, noise=0.0, samples=32, top1=100.0)  # the labels are its own decisions
+    assert cost == Cost(
+        drop=0.0, loss=0.0, noise=0.0, samples=32, top1=100.0, agreement=1.0
+    )  # the labels are its own decisions
     assert yardstick.unit == "points of top-1"
 
 
@@ -113,15 +116,15 @@ def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
     assert Cache(tmp_path / "cache.json").get("key", lambda: Cost(None, None, 1.0, 2)) == cost
 
 
-def mixer(limit: float, precision: Revert, yardstick: Yardstick) -> Mixer:
-    return Mixer(limit, precision, "full", yardstick, Cache(None), lambda *_: None)
+def mixer(limits: Limits, precision: Revert, yardstick: Yardstick) -> Mixer:
+    return Mixer(limits, precision, "full", yardstick, Cache(None), lambda *_: None)
 
 
 def test_the_dearest_layers_go_back_until_the_limit_is_met(quantized: Quantized, yardstick: Yardstick) -> None:
     def order(plan: Any) -> Any:
         return measure_layers(quantized.calibration.model, plan, yardstick, Cache(None), lambda *_: None)
 
-    mixed = mixer(3.2, "float", yardstick).meet(quantized.calibration, order)
+    mixed = mixer(Limits(max_drop=3.2), "float", yardstick).meet(quantized.calibration, order)
     assert mixed.steps[0].cost.drop is not None
     assert mixed.steps[0].cost.drop > 3.2
     assert set(mixed.reverted) <= set(SPOILED)
@@ -153,7 +156,9 @@ def test_a_layer_that_goes_back_leaves_the_others_rounded_as_they_were(
 def test_nothing_is_measured_layer_by_layer_where_the_limit_is_met_at_once(
     quantized: Quantized, yardstick: Yardstick
 ) -> None:
-    mixed = mixer(100.0, "float", yardstick).meet(quantized.calibration, lambda _: pytest.fail("asked for"))
+    mixed = mixer(Limits(max_drop=100.0), "float", yardstick).meet(
+        quantized.calibration, lambda _: pytest.fail("asked for")
+    )
     assert mixed.reverted == []
     assert len(mixed.steps) == 1
 
@@ -161,8 +166,11 @@ def test_nothing_is_measured_layer_by_layer_where_the_limit_is_met_at_once(
 def test_a_limit_that_cannot_be_met_is_an_error(quantized: Quantized, yardstick: Yardstick) -> None:
     costs = measure_layers(quantized.calibration.model, quantized.plan, yardstick, Cache(None), lambda *_: None)
     harmless = [each for each in costs if each.layer not in SPOILED]
-    with pytest.raises(StageError, match=r"max_drop = 0 cannot be met: with 1 of 2 layers in float the drop is"):
-        mixer(0.0, "float", yardstick).meet(quantized.calibration, lambda _: harmless)
+    with pytest.raises(
+        StageError,
+        match=r"max_drop = 0 cannot be met: the drop is .* points of top-1, with 1 of 2 layers in float, on 32",
+    ):
+        mixer(Limits(max_drop=0.0), "float", yardstick).meet(quantized.calibration, lambda _: harmless)
 
 
 RECIPE = """
@@ -211,12 +219,35 @@ def test_a_recipe_with_a_limit_deploys_what_meets_it(
     assert repeated["stages"] == manifest["stages"]
 
 
+@pytest.mark.parametrize("setting", ["quantize.min_agreement=0.97", "quantize.min_sqnr=30"])
+def test_a_recipe_may_limit_the_outputs_distance_without_labels(
+    spoiled: bytes, tiny_images: Array, tmp_path: Path, setting: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(spoiled)
+    np.savez(tmp_path / "bare.npz", image=tiny_images)
+    recipe = RECIPE.format(data="bare.npz", revert="float").replace("max_drop = 3.2\n", "")
+    (tmp_path / "recipe.toml").write_text(recipe)
+    result = run("deploy", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--set", setting)
+    assert result.exit_code == 0, result.output
+    mixed = json.loads((tmp_path / "run/report.json").read_text())["quantization"]["mixed"]
+    key, limit = setting.removeprefix("quantize.").split("=")
+    assert mixed[key] == float(limit)
+    reached = [
+        step["agreement"] if key == "min_agreement" else -10 * np.log10(step["noise"]) for step in mixed["steps"]
+    ]
+    assert mixed["reverted"][0] in SPOILED
+    assert reached[-1] >= float(limit) > reached[0]
+    assert mixed["max_drop"] is None
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("quantize.max_drop=-1", "quantize.max_drop: seen -1; accepted: greater than or equal to 0"),
         ("quantize.revert=float32", "quantize.revert: seen \"float32\"; accepted: 'float' or 'int16'"),
         ("quantize.sensitivity=3", "quantize.sensitivity: seen 3; accepted: boolean"),
+        ("quantize.min_agreement=98.5", "quantize.min_agreement: seen 98.5; accepted: less than or equal to 1"),
+        ('quantize.min_sqnr="high"', 'quantize.min_sqnr: seen "high"; accepted: number'),
     ],
 )
 def test_wrong_settings_are_recipe_errors(
