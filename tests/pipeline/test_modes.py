@@ -197,7 +197,7 @@ def test_wishes_of_weights_and_tensors_are_not_ignored_either(  # noqa: PLR0917 
     ("wish", "said"),
     [
         ("[quantize.reconstruct]\nsweeps = 2", "quantize.reconstruct: nothing is reconstructed with refine = "),
-        ('revert = "int16"', "quantize.revert: nothing is reverted without max_drop; accepted: beside max_drop"),
+        ('revert = "int16"', "quantize.revert: nothing is reverted without a limit; accepted: beside max_drop, "),
     ],
 )
 def test_a_key_that_changes_nothing_without_another_is_an_error(
