@@ -3,7 +3,8 @@
 A channel of one layer is tied to channels of others: through additions, concatenations, depthwise convolutions and
 normalization. Torch-Pruning traces these dependencies; here they are put to the test as well: a group counts as
 prunable only when removing channels that nothing reads, and that compute zero, leaves every output as it was. Code that
-has channel counts written into it (a shortcut padded by a constant, a reshape) is found this way and left dense.
+has channel counts written into it (a shortcut padded by a constant, a reshape) is found this way and left dense, and so
+is what parts that run in training alone (auxiliary classifiers) read: tracing does not see them.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def find_channels(model: nn.Module, example: Tensor) -> Channels:
             groups.append(group)
         else:
             kept[group.name] = reason
-    bad = _failing(model, example, groups)
+    bad = _failing(model, example, groups, _runs_in_training(copy.deepcopy(model), example))
     for name in sorted(bad):
         kept[name] = "the network's code, its output or a normalization depends on the number of these channels"
     return Channels(tuple(group for group in groups if group.name not in bad), kept)
@@ -153,7 +154,10 @@ def _all_groups(graph: Any, model: nn.Module) -> Iterator[Group]:
 
 def _why_kept(model: nn.Module, group: Group) -> str | None:
     layers = dict(model.named_modules())
+    shared = _sharing(model)
     for tie in group.ties:
+        if tie.layer in shared:
+            return f"{tie.layer} has weights that are another layer's as well"
         layer = layers[tie.layer]
         groups = getattr(layer, "groups", 1)
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and 1 < groups < layer.out_channels:
@@ -165,18 +169,30 @@ def _why_kept(model: nn.Module, group: Group) -> str | None:
     return None
 
 
-def _failing(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> set[str]:
+def _sharing(model: nn.Module) -> set[str]:
+    """The modules with a parameter that another module holds too."""
+    holders: dict[Tensor, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(parameter, []).append(name)
+    return {name for names in holders.values() if len(names) > 1 for name in names}
+
+
+def _failing(model: nn.Module, example: Tensor, groups: Sequence[Group], trains: bool) -> set[str]:
     """The groups that cannot be removed from without changing what the others compute, found by halving."""
-    if not groups or _still_equal(model, example, groups):
+    if not groups or _still_equal(model, example, groups, trains):
         return set()
     if len(groups) == 1:
         return {groups[0].name}
     middle = len(groups) // 2
-    return {name for part in (groups[:middle], groups[middle:]) for name in _failing(model, example, part)}
+    return {name for part in (groups[:middle], groups[middle:]) for name in _failing(model, example, part, trains)}
 
 
-def _still_equal(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> bool:
-    """Whether every other channel of the groups can be removed: silenced first, that must change no output."""
+def _still_equal(model: nn.Module, example: Tensor, groups: Sequence[Group], trains: bool) -> bool:
+    """Whether every other channel of the groups can be removed: silenced first, that must change no output.
+
+    `trains`: the whole network runs in training mode, and so must the smaller one.
+    """
     trial = copy.deepcopy(model).eval()
     cuts = [Cut(group.name, tuple(range(0, group.size, 2))) for group in groups if group.size > 1]
     values = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
@@ -187,12 +203,24 @@ def _still_equal(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> 
             before = list(_tensors(trial(values)))
             remove_channels(trial, example, cuts)
             after = list(_tensors(trial(values)))
-        return len(before) == len(after) and all(
+        equal = len(before) == len(after) and all(
             one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
             for one, other in zip(before, after, strict=True)
         )
     except Exception:  # whatever a user's code raises for a number of channels it does not expect
         return False
+    return equal and (not trains or _runs_in_training(trial, example))
+
+
+@torch.no_grad()
+def _runs_in_training(model: nn.Module, example: Tensor) -> bool:
+    """Whether a batch of two goes through the model in training mode, whose statistics it moves."""
+    with torch.random.fork_rng():
+        try:
+            model.train()(torch.cat([example, example]))
+        except Exception:  # as above
+            return False
+    return True
 
 
 @torch.no_grad()
@@ -203,11 +231,20 @@ def silence(model: nn.Module, group: Group, channels: Sequence[int], *, readers:
     for tie in group.ties:
         chosen = [channel for channel, root in zip(tie.channels, tie.roots, strict=True) if root in gone]
         layer = layers[tie.layer]
-        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-        if isinstance(weight, Tensor) and (tie.output or readers):
+        weight, bias = channel_weight(layer), getattr(layer, "bias", None)
+        if weight is not None and (tie.output or readers):
             weight.index_fill_(channel_axis(layer, weight, tie.output), torch.tensor(chosen, device=weight.device), 0.0)
         if isinstance(bias, Tensor) and tie.output:
             bias.index_fill_(0, torch.tensor(chosen, device=bias.device), 0.0)
+
+
+def channel_weight(layer: nn.Module) -> Tensor | None:
+    """The weight with which a layer makes, reads or scales channels; None where it has none.
+
+    The slopes of a PReLU are no such weight: what is zero stays zero whatever they are, and one may serve all channels.
+    """
+    weight = getattr(layer, "weight", None)
+    return weight if isinstance(weight, Tensor) and not isinstance(layer, nn.PReLU) else None
 
 
 def channel_axis(layer: nn.Module, weight: Tensor, output: bool) -> int:

@@ -13,7 +13,7 @@ mean first, so that layers can be ranked against each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,8 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Importance
 from edgeship.pipeline.compression.batches import Batch, Batches
-from edgeship.pipeline.compression.channels import LAYERS, Group, Tie, channel_axis
+from edgeship.pipeline.compression.channels import LAYERS, Group, Tie, channel_axis, channel_weight
 from edgeship.pipeline.compression.loop import Loss
+from edgeship.pipeline.compression.optimizer import check_trainable
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def gather(model: nn.Module, kind: Importance, loss: Loss, data: Batches, batche
 
 
 def _gradients(model: nn.Module, loss: Loss, data: Iterator[Batch]) -> Evidence:
+    check_trainable(model)
     device = next(model.parameters()).device
     model.zero_grad()
     for batch in data:
@@ -70,12 +72,12 @@ def _activations(model: nn.Module, data: Iterator[Batch]) -> Evidence:
     sums: dict[str, dict[str, Tensor]] = {"activations": {}, "positive": {}, "inputs": {}}
     counts: dict[str, int] = {}
 
-    def look(name: str, inputs: Tensor, outputs: Tensor) -> None:
+    def look(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         counts[name] = counts.get(name, 0) + 1
         for kind, values in (
             ("activations", outputs.clamp(min=0)), ("positive", (outputs > 0).float()), ("inputs", inputs.abs())
         ):  # fmt: skip
-            mean = _per_channel(values)
+            mean = _per_channel(layer, values)
             sums[kind][name] = sums[kind].get(name, torch.zeros_like(mean)) + mean
 
     with _watched(model, look):
@@ -84,20 +86,20 @@ def _activations(model: nn.Module, data: Iterator[Batch]) -> Evidence:
     return Evidence(**{kind: {n: s / counts[n] for n, s in each.items()} for kind, each in sums.items()})
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    axis = 1 if values.dim() in (2, 4, 5) else values.dim() - 1  # tokens have their channels last
+def _per_channel(layer: nn.Module, values: Tensor) -> Tensor:
+    axis = values.dim() - 1 if isinstance(layer, nn.Linear) else 1
     return values.float().mean([place for place in range(values.dim()) if place != axis])
 
 
 @contextmanager
-def _watched(model: nn.Module, look: object) -> Iterator[None]:
-    assert callable(look)
+def _watched(model: nn.Module, look: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+    """The model with `look(name, layer, inputs, outputs)` called for every layer that runs."""
     handles = []
     for name, layer in model.named_modules():
         if isinstance(layer, (*LAYERS, _BatchNorm)):
 
-            def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str = name) -> None:
-                look(name, inputs[0], outputs)
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str = name) -> None:
+                look(name, layer, inputs[0], outputs)
 
             handles.append(layer.register_forward_hook(hook))
     try:
@@ -138,8 +140,8 @@ def _layer_scores(layer: nn.Module, tie: Tie, kind: Importance, evidence: Eviden
     if kind in ("activation", "apoz"):
         found = (evidence.activations if kind == "activation" else evidence.positive).get(tie.layer)
         return None if found is None else found.cpu()
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or (weight.dim() == 1 and not tie.output):
+    weight = channel_weight(layer)
+    if weight is None or (weight.dim() == 1 and not tie.output):
         return None
     values = weight.detach().abs()
     if kind == "taylor":
@@ -155,8 +157,12 @@ def weight_scores(model: nn.Module, names: Sequence[str], kind: Importance, evid
     """The importance of each weight, by parameter name.
 
     activation: |w| times the mean size of the input channel it reads (Sun et al. 2023). Raises InputError for kinds
-    that rank channels only.
+    that rank channels only, and for layers of which the data told nothing.
     """
+    if kind == "apoz":
+        raise InputError(
+            'prune.importance = "apoz" ranks channels; accepted for single weights: magnitude, taylor, activation'
+        )
     scores = {}
     parameters = dict(model.named_parameters())
     layers = dict(model.named_modules())
@@ -165,14 +171,14 @@ def weight_scores(model: nn.Module, names: Sequence[str], kind: Importance, evid
         layer = name.removesuffix(".weight")
         if kind == "magnitude":
             scores[name] = weight.abs()
-        elif kind == "taylor":
-            scores[name] = (weight * evidence.gradients.get(name, torch.zeros_like(weight))).abs()
-        elif kind == "activation":
-            scores[name] = weight.abs() * _input_sizes(layers[layer], weight, evidence.inputs[layer])
-        else:
+            continue
+        seen = evidence.gradients.get(name) if kind == "taylor" else evidence.inputs.get(layer)
+        if seen is None:
             raise InputError(
-                'prune.importance = "apoz" ranks channels; accepted for single weights: magnitude, taylor, activation'
+                f'prune.importance = "{kind}": nothing is known of the weights of {layer}: they are frozen, or no '
+                'sample gets there; accepted: the layer in prune.skip, or importance = "magnitude"'
             )
+        scores[name] = weight.abs() * (seen.abs() if kind == "taylor" else _input_sizes(layers[layer], weight, seen))
     return scores
 
 

@@ -16,14 +16,19 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.channels import LAYERS
 from edgeship.pipeline.compression.loop import Hook
+from edgeship.pipeline.compression.structured import check_skip
 
 
 def maskable(model: nn.Module, settings: Prune) -> list[str]:
-    """The names of the weights that may become zero: of convolutions and linear layers, but those in `skip`."""
+    """The names of the weights that may become zero: of convolutions and linear layers, but those in `skip`.
+
+    Weights that several layers share have one name, the first one's. Raises InputError for a `skip` in vain.
+    """
+    check_skip(model, settings)
+    spared = {name for name, _ in model.named_modules() if any(fnmatchcase(name, each) for each in settings.skip)}
+    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
     return [
-        f"{name}.weight"
-        for name, layer in model.named_modules()
-        if isinstance(layer, LAYERS) and not any(fnmatchcase(name, each) for each in settings.skip)
+        name for name, _ in model.named_parameters() if name in layers and name.removesuffix(".weight") not in spared
     ]
 
 

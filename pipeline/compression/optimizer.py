@@ -14,12 +14,27 @@ import math
 import torch
 from torch import nn
 
+from edgeship.calibration.errors import InputError
 from edgeship.pipeline.training_section import Training
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Nothing. Raises InputError for a network of which nothing can be trained."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        count = sum(1 for _ in model.parameters())
+        raise InputError(
+            f"the network has nothing to train: none of its {count} parameters has requires_grad; accepted: a factory "
+            "whose network can be trained, all of it or a part"
+        )
+
+
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; those with fewer than two axes are not decayed."""
+    """SGD or AdamW over the trainable parameters; those with fewer than two axes are not decayed.
+
+    Raises InputError where there are none.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    check_trainable(model)
     groups = [
         {"params": [each for each in trained if each.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [each for each in trained if each.dim() <= 1], "weight_decay": 0.0},

@@ -21,7 +21,7 @@ from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.loop import process_state
 from edgeship.pipeline.compression.masks import sparsity
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
-from edgeship.pipeline.compression.saved import save
+from edgeship.pipeline.compression.saved import save, weights_file
 from edgeship.pipeline.compression.training_data import Tell, input_shape
 from edgeship.pipeline.workspace import write_json
 
@@ -78,9 +78,7 @@ def outcome(
 
 
 def _size(model: nn.Module) -> dict[str, int]:
-    from safetensors.torch import save
-
-    content = save({name: value.detach().contiguous() for name, value in model.state_dict().items()})
+    content = weights_file(model)
     return {"bytes": len(content), "compressed_bytes": len(zlib.compress(content, 6))}
 
 

@@ -48,11 +48,8 @@ def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
 
 def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], blocks: Sequence[str], folder: Path) -> None:
     """Writes the three files."""
-    from safetensors.torch import save as to_bytes
-
     model.eval().cpu()
-    state = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(to_bytes(state))
+    (folder / WEIGHTS).write_bytes(weights_file(model))
     facts = {
         "source": Path(recipe.model.source).name,
         "args": recipe.model.args,
@@ -64,6 +61,13 @@ def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], blocks: Sequence
     shape = [1 if side == "dynamic" else int(side) for side in recipe.input.shape or ()]
     with quiet(), torch.no_grad():
         torch.export.save(torch.export.export(model, (torch.zeros(shape),)), folder / PROGRAM)
+
+
+def weights_file(model: nn.Module) -> bytes:
+    """The model's state dict as a safetensors file; weights that several layers share are in it once for each."""
+    from safetensors.torch import save as to_bytes
+
+    return to_bytes({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()})
 
 
 def restore(recipe: Recipe, folder: Path) -> nn.Module:

@@ -33,6 +33,13 @@ class Goal:
     meter: Meter
 
 
+def check_skip(model: nn.Module, settings: Prune) -> None:
+    """Nothing. Raises InputError for a glob in `skip` that matches no module: a typo would spare nothing, silently."""
+    for each in settings.skip:
+        if not any(fnmatchcase(name, each) for name, _ in model.named_modules()):
+            raise InputError(f"prune.skip: {each!r} matches no layer of the network")
+
+
 def prunable(model: nn.Module, example: Tensor, settings: Prune) -> Channels:
     """The groups that may be pruned: all that can be, but those in `skip` and the ones that are small already.
 
@@ -50,9 +57,7 @@ def prunable(model: nn.Module, example: Tensor, settings: Prune) -> Channels:
             kept[group.name] = f"it has {group.size} channels, which is no more than round_to = {settings.round_to}"
         else:
             groups.append(group)
-    unmatched = [each for each in settings.skip if not any(fnmatchcase(n, each) for n, _ in model.named_modules())]
-    if unmatched:
-        raise InputError(f"prune.skip: {unmatched[0]!r} matches no layer of the network")
+    check_skip(model, settings)
     if not groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:3])
         raise InputError(f"no channels of the network can be removed: {reasons or 'it has no layers'}")

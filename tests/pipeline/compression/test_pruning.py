@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
@@ -21,6 +22,7 @@ from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.importance import Evidence, channel_scores, gather, weight_scores
 from edgeship.pipeline.compression.loop import Run, train
 from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable, sparsity
+from edgeship.pipeline.compression.saved import weights_file
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
 from edgeship.pipeline.compression.structured import Ranking, bytes_goal, cut, macs_goal, prunable
 from edgeship.pipeline.training_section import Training
@@ -251,3 +253,137 @@ def test_data_of_one_batch_is_enough(striped: Make, build: Make) -> None:
     assert data.steps == 1
     evidence = gather(build("residual"), "activation", Classification(), data, 16)
     assert math.isfinite(float(evidence.activations["stem.1"].sum()))
+
+
+def conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+
+
+class OneSlope(nn.Module):
+    """PReLUs with one slope for all channels, as torch makes them by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 24, 3, padding=1)
+        self.slope, self.slopes, self.head = nn.PReLU(), nn.PReLU(24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.slopes(self.second(self.slope(self.first(x)))).mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 32), nn.Conv2d(32, 32, 1, bias=False), nn.Conv2d(32, 32, 1, bias=False)
+        self.b.weight = self.a.weight
+        self.last, self.head = conv(32, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.a(F.relu(self.stem(x))))))
+        return self.head(F.relu(self.last(x)).mean((2, 3)))
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers over images whose channels lie on the last axis, as in ConvNeXt and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.narrow = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.head((x + self.narrow(F.gelu(self.wide(x)))).mean((1, 2)))
+
+
+class Rows(nn.Module):
+    """Convolutions over one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(24, 32, 3, padding=1), nn.Conv1d(32, 24, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm1d(32), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(F.relu(self.norm(self.first(x.flatten(1, 2)))))).mean(2))
+
+
+class Auxiliary(nn.Module):
+    """A second classifier that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 32), conv(32, 24)
+        self.head, self.auxiliary = nn.Linear(24, 4), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.second(F.relu(self.first(x)))).mean((2, 3))
+        return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("network", [OneSlope, ChannelsLast, Rows, Auxiliary])
+@pytest.mark.parametrize("kind", ["magnitude", "taylor", "activation", "apoz"])
+def test_networks_of_many_kinds_are_pruned_and_trained(
+    kind: Any, network: type[nn.Module], striped: Make, tmp_path: Path
+) -> None:
+    model, data, settings = network().eval(), striped(), Prune(ratio=0.3, scope="layer")
+    groups = prunable(model, EXAMPLE, settings).groups
+    evidence = gather(model, kind, Classification(), data, 2)
+    scores = {group.name: channel_scores(model, group, kind, evidence) for group in groups}
+    cuts = Ranking(groups, scores, settings).remove_share(0.3)
+    zero_channels(model, groups, cuts)
+    with torch.no_grad():
+        before = model(inputs())
+        cut(model, EXAMPLE, cuts)
+        torch.testing.assert_close(model(inputs()), before, rtol=1e-4, atol=1e-5)
+    train(Run(model, Classification(), data, Training(epochs=1, batch_size=16), tmp_path))
+
+
+def test_what_a_part_that_only_trains_reads_is_left_dense() -> None:
+    found = find_channels(Auxiliary().eval(), EXAMPLE)
+    assert [group.name for group in found.groups] == ["first.0"]
+    assert "the network's code" in found.kept["second.0"]
+
+
+def test_activations_are_averaged_over_everything_but_channels(striped: Make) -> None:
+    model, data = ChannelsLast().eval(), striped()
+    found = gather(model, "activation", Classification(), data, 1)
+    with torch.no_grad():
+        values = model.wide(model.stem(next(iter(data.epoch(0))).inputs).permute(0, 2, 3, 1))
+    torch.testing.assert_close(found.activations["wide"], values.clamp(min=0).mean((0, 1, 2)))
+
+
+def test_layers_that_share_weights_keep_their_channels_and_lose_weights_once(striped: Make) -> None:
+    model = Tied().eval()
+    found = prunable(model, EXAMPLE, Prune(ratio=0.3))
+    assert [group.name for group in found.groups] == ["last.0"]
+    assert "another layer's" in found.kept["stem.0"]
+    settings = Prune(kind="unstructured", ratio=0.5)
+    names = maskable(model, settings)
+    assert names == ["stem.0.weight", "a.weight", "last.0.weight", "head.weight"]
+    Masks(choose_masks(weight_scores(model, names, "magnitude", Evidence()), 0.5, settings)).apply(model)
+    assert sparsity(model, names) == pytest.approx(0.5, abs=0.01)
+    assert len(weights_file(model)) > 4 * sum(each.numel() for each in model.parameters())
+
+
+def test_single_weights_are_spared_by_name_and_never_ranked_by_nothing(striped: Make) -> None:
+    model = Auxiliary().eval()
+    with pytest.raises(InputError, match="'frist' matches no layer"):
+        maskable(model, Prune(kind="unstructured", ratio=0.3, skip=("frist",)))
+    spared = maskable(model, Prune(kind="unstructured", ratio=0.3, skip=("auxiliary",)))
+    assert spared == ["first.0.weight", "second.0.weight", "head.weight"]
+    for kind in ("taylor", "activation"):
+        evidence = gather(model, kind, Classification(), striped(), 1)  # type: ignore[arg-type]  # kinds of importance
+        weight_scores(model, spared, kind, evidence)  # type: ignore[arg-type]  # as above
+        with pytest.raises(InputError, match="nothing is known of the weights of auxiliary: they are frozen, or"):
+            weight_scores(model, [*spared, "auxiliary.weight"], kind, evidence)  # type: ignore[arg-type]  # as above
+
+
+def test_a_network_without_anything_to_train_is_refused(build: Make, striped: Make, tmp_path: Path) -> None:
+    model = build("residual").requires_grad_(False)
+    with pytest.raises(InputError, match=r"nothing to train: none of its .* parameters has requires_grad"):
+        gather(model, "taylor", Classification(), striped(), 1)
+    with pytest.raises(InputError, match="nothing to train"):
+        train(Run(model, Classification(), striped(), Training(epochs=1, batch_size=16), tmp_path))
