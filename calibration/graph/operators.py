@@ -145,7 +145,9 @@ def why_not_layer(node: ir.Node) -> str | None:
     """Why a multiply-accumulate node cannot have constant int8 weights and an int32 bias; None when it can."""
     weights = constant_array(node.inputs[1])
     if weights is None:
-        return "its weights are computed at run time"
+        if node.op_type == "MatMul":
+            return "it multiplies two computed matrices, and has no weights"
+        return "its weights are an input or computed, not a constant"
     if weights.dtype != np.float32:
         return f"its weights are {weights.dtype}, not float32"
     if weights.ndim < 2:
@@ -161,7 +163,7 @@ def _why_not_bias(node: ir.Node, channels: int) -> str | None:
         return None
     bias = constant_array(bias_value)
     if bias is None:
-        return "its bias is computed at run time"
+        return "its bias is an input or computed, not a constant"
     if node.op_type == "Gemm" and attribute(node, "beta", 1.0) != 1.0:
         return "Gemm with beta other than 1"
     if bias.size not in (1, channels) or (bias.ndim and bias.shape[-1] != bias.size):

@@ -37,7 +37,7 @@ from edgeship.calibration.types import (
     WeightScheme,
 )
 
-LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 HALF_LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -106,7 +106,7 @@ def halve_weights(model: ir.Model, kept: Mapping[str, str] | None = None) -> Hal
     made: dict[str, ir.Value] = {}
     reasons: dict[str, str] = {}
     sha = hashlib.sha256()
-    for node in [node for node in copy.graph if node.op_type in (*LAYERS, "ConvTranspose")]:
+    for node in [node for node in copy.graph if node.op_type in LAYERS]:
         value, array = node.inputs[1], constant_array(node.inputs[1])
         if value is None or array is None or array.dtype != np.float32:
             reasons[value_name(node.outputs[0])] = f"{node_key(node)} ({node.op_type}): no constant float32 weights"

@@ -3,9 +3,10 @@
     s = (max(x, 0) - min(x, 0)) / 255, z = round(-128 - min(x, 0) / s), x_q = clip(round(x / s) + z, -128, 127)
     y = s s_w[c] sum (x_q - z) w_q + b
 
-over each image for CONV_2D and DEPTHWISE_CONV_2D with weights per channel, over each row for FULLY_CONNECTED with
-`asymmetric_quantize_inputs` (measured with LiteRT 2.3: the reference kernels, the optimised ones and XNNPACK agree).
-Where all scales are one, TFLite's own CONV_2D rounds symmetrically and XNNPACK's does not: such a layer stays float.
+over each image for TRANSPOSE_CONV, and for CONV_2D (grouped ones too) and DEPTHWISE_CONV_2D with weights per channel;
+over each row for FULLY_CONNECTED and BATCH_MATMUL with `asymmetric_quantize_inputs` (measured with LiteRT 2.3: the
+reference kernels, the optimised ones and XNNPACK agree). Where all scales are one, TFLite's own CONV_2D rounds
+symmetrically and XNNPACK's does not: such a layer stays float.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edgeship.calibration.types import QuantParams, TensorSpec
 from edgeship.targets.tflite.graph import Node, Tensor, constant
 from edgeship.targets.tflite.op import Op
 
-LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RANGE = 255.0
 TINY = 1e-30
 """What stands for the range of a tensor of zeros."""
@@ -85,7 +86,7 @@ def _round_activations(node: ir.Node) -> None:
         raise ValueError(f"{node.name} is no layer")
     writer = _Writer(graph, node, f"{x.name}/rounded for {node.name or node.outputs[0].name}")
     rank = None if x.shape is None else len(x.shape)
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvTranspose"):
         axes = list(range(1, rank or 4))
     else:
         axes = [0] if node.attributes.get_int("transA", 0) else [-1]

@@ -78,14 +78,9 @@ INT8 = Int8(
 )
 
 
-def plain_or_depthwise(node: Node) -> str | None:
-    """The window is 1-D or 2-D, in one group or depthwise."""
-    weights = node.tensor(1)
-    if weights.rank > 4:
-        return "its window is 3-D"
-    if int(node.attribute("group", 1)) > 1 and weights.shape[1] > 1:
-        return "it has groups of several channels"
-    return None
+def window_in_the_plane(node: Node) -> str | None:
+    """The window is 1-D or 2-D."""
+    return "its window is 3-D" if node.tensor(1).rank > 4 else None
 
 
 def several_scales(node: Node) -> str | None:
@@ -96,7 +91,7 @@ def several_scales(node: Node) -> str | None:
     return None
 
 
-HYBRID = (output_channel_weights, plain_or_depthwise, several_scales)
+HYBRID = (output_channel_weights, window_in_the_plane, several_scales)
 """What the kernels with int8 weights and float activations demand."""
 
 

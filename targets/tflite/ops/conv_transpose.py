@@ -21,7 +21,16 @@ from edgeship.targets.tflite.graph import Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.layout import Layout
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
 from edgeship.targets.tflite.op import Op
-from edgeship.targets.tflite.ops.conv import INT8, bias, cut, plane, plane_kernel
+from edgeship.targets.tflite.ops.conv import (
+    INT8,
+    bias,
+    cut,
+    output_channel_weights,
+    plane,
+    plane_kernel,
+    several_scales,
+    window_in_the_plane,
+)
 from edgeship.targets.tflite.ops.steps import Steps
 from edgeship.targets.tflite.ops.window import Window, spatial, windows_in_space
 
@@ -82,9 +91,6 @@ def _fronts(node: Node, rank: int, full: Sequence[int]) -> list[int]:
 def convert_conv_transpose(emit: Emit) -> None:
     """Writes a ConvTranspose."""
     node, steps = emit.node, Steps(emit)
-    if node.x.is_dynamic:
-        shape = list(node.x.signature)
-        raise Unsupported("its output's size is a constant of the model", f"shape {shape}", "a static batch")
     t, group, weights = transposed(node), int(node.attribute("group", 1)), node.tensor(1)
     x = emit.input() if node.x.rank == 5 else spatial(emit, emit.input())
     if group > MANY_GROUPS and node.x.rank < 5 and weights.is_constant:
@@ -115,13 +121,28 @@ def _transposed(emit: Emit, x: Operand, t: Transposed, group: int | None) -> Ope
         options |= {f"dilation_{axis}_factor": 1 for axis in axes}
     sizes = t.outputs if t.padding else t.full
     shape = (x.shape[0], *sizes, channels)
-    made = emit.temporary(shape, x, "full", quant=node.y.quant if node.int8 else None)
-    emit.operator(name, [emit.ints("size", shape), kernel, x, offset], made, **options)
+    signature = tuple(-1 if known == -1 else size for size, known in zip(shape, x.signature, strict=True))
+    made = emit.temporary(shape, x, "full", signature=signature, quant=node.y.quant if node.int8 else None)
+    emit.operator(name, [_size(emit, x, t, shape), kernel, x, offset], made, **options)
     if t.padding:
         return made
     for place, (front, out) in enumerate(zip(t.fronts, t.outputs, strict=True), 1):
-        made = steps.slice(made, place, front, out)
+        if signature[place] == -1:
+            made = steps.trim(made, place, front, made.shape[place] - front - out)
+        else:
+            made = steps.slice(made, place, front, out)
     return made
+
+
+def _size(emit: Emit, x: Operand, t: Transposed, shape: Sequence[int]) -> Operand:
+    """What tells the kernel the result's shape: a constant, or computed from the shape of `x` where that is dynamic."""
+    if not x.is_dynamic:
+        return emit.ints("size", shape)
+    factors = [stride if known == -1 else 0 for known, stride in zip(x.signature, (1, *t.strides, 1), strict=True)]
+    added = [size - factor * given for size, factor, given in zip(shape, factors, x.shape, strict=True)]
+    given = emit.compute("SHAPE", [x], (x.rank,), dtype=np.int32, out_type="INT32")
+    grown = emit.compute("MUL", [given, emit.ints("strides", factors)])
+    return emit.compute("ADD", [grown, emit.ints("added", added)])
 
 
 def _kernel(emit: Emit, t: Transposed, group: int | None, channels: int) -> Operand:
@@ -183,6 +204,14 @@ def _as_convolution(emit: Emit, x: Operand, t: Transposed) -> Operand:
     return plane(emit, operands, w, depthwise=depthwise)
 
 
+def one_or_many_groups(node: Node) -> str | None:
+    """It has one group, or more than 8 and scales that differ."""
+    group = int(node.attribute("group", 1))
+    if 1 < group <= MANY_GROUPS:
+        return f"it has {group} groups, each a TRANSPOSE_CONV that rounds its own channels"
+    return several_scales(node) if group > 1 else None
+
+
 OPS = (
     Op(
         "ConvTranspose",
@@ -190,6 +219,7 @@ OPS = (
         CHANNELS_LAST,
         INT8,
         (of_types("float32"), windows_in_space),
+        hybrid=(output_channel_weights, window_in_the_plane, one_or_many_groups),
         fuses=True,
     ),
 )

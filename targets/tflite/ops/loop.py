@@ -46,8 +46,9 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     collected = len(graph.outputs) - 1 - len(given)
     length = _length(node, graph)
     if collected and length is None:
-        accepted = "a constant trip count, and no condition that ends it before"
-        raise Unsupported("collects a value of each pass", f"{collected} of them, passes of computed number", accepted)
+        rule = "collects a value of each pass, and how many there are, which is its output's shape, shows at run time"
+        accepted = "a constant trip count, and a condition that does not end it before"
+        raise Unsupported(rule, f"{collected} such outputs, a computed number of passes", accepted)
     if scope.reading.dynamic:
         raise Unsupported("a loop of computed length among dynamic dimensions", "", "static dimensions")
     step = Tensor(f"{scope.prefix}/pass", (), np.dtype(np.int64))

@@ -52,6 +52,24 @@ def constant_matrix(node: Node) -> str | None:
     return None if node.tensor(1).is_constant else f"its weights {node.tensor(1).name} are computed at run time"
 
 
+def scales_of_columns(node: Node) -> str | None:
+    """The weights have one scale, or one for each column."""
+    b = node.tensor(1)
+    if b.quant is None or b.quant.spec.axis in (None, b.rank - 1):
+        return None
+    return f"its weights are quantized along axis {b.quant.spec.axis}; accepted: {b.rank - 1}"
+
+
+def one_stack(node: Node) -> str | None:
+    """Weights are one matrix, or one stack of them beside a stack of as many: of more axes LiteRT's own kernel computes
+    something else.
+    """
+    x, b = node.x, node.tensor(1)
+    if x.rank > 1 and (b.rank == 2 or (x.rank == b.rank == 3 and x.shape[0] == b.shape[0])):
+        return None
+    return f"it multiplies {list(x.shape)} by {list(b.shape)}"
+
+
 def flat_if_constant(node: Node) -> str | None:
     """A constant matrix has two axes."""
     return flat_matrix(node) if node.tensor(1).is_constant else None
@@ -125,9 +143,7 @@ def _fits(node: Node) -> bool:
 
 def _fully_connected(emit: Emit, x: Operand, weights: Operand, row: Operand | None) -> None:
     """Writes the product of the rows of `x`, which are its last axis, under whatever shape the others have."""
-    options = {"keep_num_dims": True} if x.rank > 2 else {}
-    if weights.quant and not x.quant:
-        options["asymmetric_quantize_inputs"] = True
+    options = _rounding(x, weights) | ({"keep_num_dims": True} if x.rank > 2 else {})
     shape, signature = ((*extent[:-1], weights.shape[0]) for extent in (x.shape, x.signature))
     operands: list[Operand | None] = [x, weights, row] if row else [x, weights]
     y = emit.output_as(shape, signature)
@@ -173,7 +189,8 @@ def convert_matmul(emit: Emit) -> None:
         _fully_connected(emit, emit.rows(axis), weights, row)
         return
     if emit.output_layout.perm != natural(node.y.rank).perm or _turned(emit):
-        emit.operator("BATCH_MATMUL", [emit.input(0), emit.input(1)], emit.output(), adj_y=_turned(emit))
+        left, right = emit.input(0), emit.input(1)
+        emit.operator("BATCH_MATMUL", [left, right], emit.output(), adj_y=_turned(emit), **_rounding(left, right))
         return
     left, right = _matrices(emit)
     y = emit.output()
@@ -223,7 +240,12 @@ def _flat(emit: Emit, x: Operand, batch: tuple[int, ...]) -> Operand:
 
 
 def _product(emit: Emit, left: Operand, right: Operand, into: Operand) -> None:
-    emit.operator("BATCH_MATMUL", [left, right], into)
+    emit.operator("BATCH_MATMUL", [left, right], into, **_rounding(left, right))
+
+
+def _rounding(left: Operand, right: Operand) -> dict[str, bool]:
+    """The option of real rows by int8 columns: every row is rounded with a zero point of its own."""
+    return {"asymmetric_quantize_inputs": True} if right.quant and not left.quant else {}
 
 
 def _integer_product(emit: Emit, left: Operand, right: Operand, into: Operand) -> None:
@@ -274,7 +296,7 @@ OPS = (
             wide=Int16(weights=frozenset({1}), limits=(flat_if_constant,)),
         ),
         (of_types("float32", "int32", "int64"),),
-        hybrid=(constant_matrix, flat_matrix, symmetric_weights),
+        hybrid=(constant_matrix, one_stack, scales_of_columns),
         fuses=_by_constant_matrix,
     ),
 )

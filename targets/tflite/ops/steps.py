@@ -152,6 +152,22 @@ class Steps:
         mask = sum(1 << place for place in range(x.rank) if place != axis)
         return self.emit.compute("STRIDED_SLICE", operands, shape, signature=signature, begin_mask=mask, end_mask=mask)
 
+    def trim(self, x: Operand, axis: int, front: int, back: int) -> Operand:
+        """`x` without its first and last elements along an axis of any size."""
+        if not front and not back:
+            return x
+        size = x.shape[axis] - front - back
+        shape, signature = ([*of[:axis], n, *of[axis + 1 :]] for of, n in ((x.shape, size), (x.signature, -1)))
+        places = [place == axis for place in range(x.rank)]
+        operands = [
+            x,
+            self.emit.ints("begin", [front * there for there in places]),
+            self.emit.ints("end", [-back * there for there in places]),
+            self.emit.ints("strides", [1] * x.rank),
+        ]
+        mask = sum(1 << place for place, there in enumerate(places) if not there or not back)
+        return self.emit.compute("STRIDED_SLICE", operands, shape, signature=signature, end_mask=mask)
+
     def pad(self, x: Operand, widths: Sequence[tuple[int, int]], value: float | None = None) -> Operand:
         """`x` with (front, behind) more elements along every axis: zeros, or `value`."""
         if not any(front or behind for front, behind in widths):

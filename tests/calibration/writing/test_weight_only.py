@@ -46,6 +46,16 @@ def test_pair_limited_int8_weights_cannot_clip(tiny_model: ir.Model, rules: Quan
             assert not can_overflow(kernel_rows(node, constant.integers)).any()
 
 
+def test_a_transposed_convolution_has_a_scale_for_each_output_channel(
+    build: Callable[..., ir.Model], rules: QuantRules
+) -> None:
+    weights = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)
+    model = build("(float[1,3,4,4] x) => (float[1,2,5,5] y) { y = ConvTranspose(x, w) }", w=weights)
+    constant = weight_only_plan(model, rules).weights["w"]
+    assert constant.params.spec.axis == 1
+    np.testing.assert_allclose(constant.params.scale, np.abs(weights).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
+
+
 def test_a_channel_of_zeros_stays_zero(build: Callable[..., ir.Model], rules: QuantRules) -> None:
     weights = np.zeros((2, 1, 1, 1), np.float32)
     weights[0] = 2.0
@@ -87,5 +97,5 @@ def test_a_model_without_weights_is_an_input_error(build: Callable[..., ir.Model
     model = build("(float[1,2] x) => (float[1,2] y) { y = Relu(x) }")
     with pytest.raises(InputError, match="no weights can be float16: the model has no layers"):
         halve_weights(model)
-    with pytest.raises(InputError, match="no Conv, Gemm, MatMul whose weights can be int8"):
+    with pytest.raises(InputError, match="no Conv, ConvTranspose, Gemm, MatMul whose weights can be int8"):
         weight_only_plan(model, rules)

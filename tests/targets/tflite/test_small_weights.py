@@ -29,9 +29,15 @@ LAYERS: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...], int, int, dict
     "convolution 1-D": ("Conv", (1, 8, 20), (6, 8, 5), 0, 6, {"strides": [2]}),
     "depthwise": ("Conv", IMAGE, (8, 1, 3, 3), 0, 8, {"group": 8, "pads": [0, 1, 1, 0]}),
     "depthwise with a multiplier": ("Conv", IMAGE, (16, 1, 3, 3), 0, 16, {"group": 8}),
+    "groups of several channels": ("Conv", IMAGE, (6, 4, 3, 3), 0, 6, {"group": 2, "pads": [1] * 4}),
+    "transposed": ("ConvTranspose", IMAGE, (8, 6, 3, 3), 1, 6, {"strides": [2, 2], "pads": [1, 0, 1, 0]}),
+    "transposed, dilated": ("ConvTranspose", IMAGE, (8, 6, 3, 3), 1, 6, {"strides": [2, 1], "dilations": [2, 2]}),
+    "transposed 1-D": ("ConvTranspose", (2, 8, 9), (8, 6, 4), 1, 6, {"strides": [2]}),
+    "transposed in many groups": ("ConvTranspose", (2, 20, 5, 5), (20, 3, 3, 3), 1, 30, {"group": 10}),
     "dense": ("Gemm", (3, 40), (12, 40), 0, 12, {"transB": 1}),
     "dense, columns": ("Gemm", (3, 40), (40, 12), 1, 12, {}),
     "product": ("MatMul", (2, 5, 24), (24, 10), 1, 0, {}),
+    "products": ("MatMul", (3, 5, 24), (3, 24, 10), 2, 0, {}),
 }
 """Operator, shapes of data and weights, the weights' output axis, the bias' size, attributes."""
 
@@ -94,19 +100,30 @@ def test_one_scale_for_all_channels_keeps_a_convolution_float_and_exact(model_of
         assert np.abs(seen - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_groups_of_several_channels_stay_float_and_exact(model_of: Build, convert: Any) -> None:
+FLOAT: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...], int, dict[str, Any]]] = {
+    "a window in space": ("Conv", (1, 4, 5, 6, 6), (6, 4, 2, 3, 3), 0, {}),
+    "a few transposed groups": ("ConvTranspose", IMAGE, (8, 3, 3, 3), 1, {"group": 2}),
+    "stacks of stacks": ("MatMul", (2, 3, 5, 24), (2, 3, 24, 10), 3, {}),
+    "a repeated stack": ("MatMul", (2, 3, 5, 24), (3, 24, 10), 2, {}),
+}
+"""Operator, shapes of data and weights, the weights' output axis, attributes."""
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_what_has_no_hybrid_kernel_stays_float_and_exact(model_of: Build, convert: Any, name: str) -> None:
+    op, shape, weights, axis, attributes = FLOAT[name]
     rng = np.random.default_rng(3)
     nodes = [
-        helper.make_node("DequantizeLinear", ["w", "s"], ["wd"], axis=0),
-        helper.make_node("Conv", ["x", "wd"], ["y"], "layer", group=2),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wd"], axis=axis),
+        helper.make_node(op, ["x", "wd"], ["y"], "layer", **attributes),
     ]
     constants = {
-        "w": rng.integers(-127, 128, (6, 4, 3, 3)).astype(np.int8),
-        "s": rng.uniform(0.01, 0.02, 6).astype(np.float32),
+        "w": rng.integers(-127, 128, weights).astype(np.int8),
+        "s": rng.uniform(0.01, 0.02, weights[axis]).astype(np.float32),
     }
-    model = model_of(nodes, {"x": IMAGE}, ["y"], constants)
-    x = rng.normal(size=IMAGE).astype(np.float32)
-    assert [node.op_type for node in TARGET.reference(ir.from_proto(model)).graph] == ["DequantizeLinear", "Conv"]
+    model = model_of(nodes, {"x": shape}, ["y"], constants)
+    x = rng.normal(size=shape).astype(np.float32)
+    assert [node.op_type for node in TARGET.reference(ir.from_proto(model)).graph] == ["DequantizeLinear", op]
     expected = open_reference(model.SerializeToString()).run({"x": x})["y"]
     np.testing.assert_allclose(TFLiteSession(convert(model)).run({"x": x})["y"], expected, rtol=1e-4, atol=1e-4)
 
