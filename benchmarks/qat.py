@@ -9,7 +9,8 @@ table also shows where no refinement leaves it. All targets get the same integer
 
 Every seed is one `edgeship deploy` into a folder of its own under --out: what has finished is not done again, what was
 killed goes on. `kept` counts the seeds whose trained plan was better on the samples held out (the others keep the plan
-before it); `steps` is how far at most the trained graph was from the QDQ model that ships, on 20 samples.
+before it); `steps` is how far at most the trained graph was from the QDQ model that ships, on 20 samples: any value by
+itself, and the outputs.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ def row(name: str, found: list[dict[str, Any]]) -> list[str]:
         sides = [_spread([pair[side] for pair in pairs], form) for side in (0, 1)] if known else []
         cells.append("\n-> ".join(sides))
     kept = sum(facts["kept"] == "trained" for facts in trained)
-    apart = [facts["agreement"]["max_steps"] for facts in trained if facts["agreement"]]
-    return [*cells, f"{kept} of {len(trained)}", f"{max(apart):.0f}" if apart else ""]
+    found_apart = [facts["agreement"] for facts in trained if facts["agreement"]]
+    apart = [max(each[key] for each in found_apart) for key in ("layer_max_steps", "max_steps") if found_apart]
+    return [*cells, f"{kept} of {len(trained)}", ", ".join(f"{each:.0f}" for each in apart)]
 
 
 def _spread(values: list[float], form: str) -> str:

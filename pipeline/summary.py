@@ -108,9 +108,9 @@ def _kept(facts: Mapping[str, Any]) -> str:
 
 def _agreement(facts: Mapping[str, Any] | None) -> str:
     """What a reader must know; that both agree goes without saying."""
-    if facts is None or facts["max_steps"] <= 1:
+    if facts is None or facts["layer_max_steps"] <= 1:
         return ""
-    return f"; what was trained and the QDQ model are up to {facts['max_steps']:.0f} steps apart"
+    return f"; layers of what was trained and of the QDQ model are up to {facts['layer_max_steps']:.0f} steps apart"
 
 
 def _change(held_out: Mapping[str, Any], key: str, form: str) -> str:

@@ -1,24 +1,28 @@
-"""Returns how far the graph that was trained in torch is from the QDQ model that ships, in steps of the outputs.
+"""Returns how far the graph that was trained in torch is from the QDQ model that ships, in quantization steps.
 
-Both round at the same points, but sums of floats in another order can land on the other side of a rounding border: a
-step now and then is what one has to expect, more would be a defect.
+Both round at the same points, but sums of floats in another order can land on the other side of a rounding border. So
+a layer that is given the same values may differ by one step now and then; more would be a defect. From the input to the
+outputs such steps add up: a deep network can end two steps apart with every layer right.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from edgeship.calibration.graph.onnx_file import to_bytes
+from edgeship.calibration.graph.operators import constant_array, value_name
+from edgeship.calibration.observing.collect import expose
 from edgeship.calibration.writing.qdq import output_steps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgeship.calibration.learned.fake_quant import FakeQuantGraph
     from edgeship.pipeline.compression.batches import Batches
 
 MOST = 20
@@ -27,11 +31,14 @@ MOST = 20
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest and the mean difference in steps over the quantized outputs of `samples`."""
+    """Differences in steps over `samples`: of the quantized outputs the largest and the mean, from input to output, and
+    of all quantized values the largest where each is computed from the reference's values before it.
+    """
 
     samples: int
     max_steps: float
     mean_steps: float
+    layer_max_steps: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -39,27 +46,61 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, quantized: ir.Model, data: Batches) -> Agreement | None:
-    """How the module, on the device where it is, agrees with ONNX Runtime; None where all outputs are float."""
+def agreement(graph: FakeQuantGraph, quantized: ir.Model, data: Batches) -> Agreement | None:
+    """How the graph, on the device where it is, agrees with ONNX Runtime; None where all outputs are float."""
     from edgeship.targets.onnxruntime import open_reference
 
-    steps = {name: step for name, step in output_steps(quantized).items() if step}
-    if not steps:
+    outputs = [name for name, step in output_steps(quantized).items() if step]
+    if not outputs:
         return None
-    reference = open_reference(to_bytes(quantized))
-    device = next(model.parameters()).device
+    steps = _value_steps(quantized)
+    reference = open_reference(expose(quantized, list(steps)))
+    (name,) = graph.inputs
+    device = next(graph.parameters()).device
     apart: list[np.ndarray[Any, Any]] = []
-    count = 0
+    layers: list[float] = []
+    for sample in islice(_samples(data), MOST):
+        feeds = {name: sample.to(device)}
+        theirs = reference.run({name: sample.numpy()})
+        ours = graph(feeds)
+        apart += [_apart(ours[each], theirs[each], steps[each]).reshape(-1) for each in outputs]
+        layers.append(_largest_of_layers(graph, feeds, theirs, steps))
+    every = np.concatenate(apart)
+    return Agreement(len(layers), float(every.max()), float(every.mean()), max(layers))
+
+
+def _samples(data: Batches) -> Iterator[torch.Tensor]:
     for batch in data.epoch(0):
-        inputs = batch.inputs[: MOST - count]
-        ours = model(inputs.to(device))
-        for place, sample in enumerate(inputs.numpy()):
-            theirs = reference.run({reference.inputs[0].name: sample[np.newaxis]})
-            for name, step in steps.items():
-                difference = np.abs(ours[name][place].cpu().numpy() - theirs[name][0]) / step
-                apart.append(difference.reshape(-1))
-        count += len(inputs)
-        if count >= MOST:
-            break
-    every = np.rint(np.concatenate(apart))
-    return Agreement(count, float(every.max()), float(every.mean()))
+        yield from batch.inputs.split(1)
+
+
+def _value_steps(quantized: ir.Model) -> dict[str, float]:
+    """The scale of every value that is quantized while the model runs."""
+    steps = {}
+    for node in quantized.graph:
+        source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        scale = constant_array(node.inputs[1]) if source is not None and source.op_type == "QuantizeLinear" else None
+        if scale is not None and scale.size == 1:
+            steps[value_name(node.outputs[0])] = float(scale.reshape(()))
+    return steps
+
+
+def _largest_of_layers(
+    graph: FakeQuantGraph, feeds: Mapping[str, torch.Tensor], theirs: Mapping[str, Any], steps: Mapping[str, float]
+) -> float:
+    """Runs step after step; what the reference has of a value takes its place for all that follow."""
+    given = graph.given()
+    values = {**graph.graph.constants(), **feeds, **given}
+    largest = 0.0
+    for step in graph.graph.steps:
+        if all(name in given for name in step.outputs):
+            continue
+        graph.graph.run_step(step, values)
+        for name in steps.keys() & set(step.outputs):
+            largest = max(largest, float(_apart(values[name], theirs[name], steps[name]).max()))
+            values[name] = torch.from_numpy(theirs[name]).to(values[name].device)
+    return largest
+
+
+def _apart(ours: torch.Tensor, theirs: np.ndarray[Any, Any], step: float) -> np.ndarray[Any, Any]:
+    return np.rint(np.abs(ours.cpu().numpy() - theirs) / step)

@@ -193,7 +193,7 @@ def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and
     plan = graph.plan()
     after, _ = standing(student, teacher, data.held_out, device, judged_loss, said.judging("after"))
     verdict = Verdict(count, "sqnr_db" if judged_loss is None else "loss", before, after)
-    found = agreement(student, result.calibration.quantized(plan, scheme), data.held_out)
+    found = agreement(graph, result.calibration.quantized(plan, scheme), data.held_out)
     return _TrainedPlan(plan if verdict.improved else start, history, verdict, found)
 
 

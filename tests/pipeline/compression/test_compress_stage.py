@@ -302,7 +302,7 @@ def test_the_integers_of_the_pruned_network_learn_from_the_same_teacher(folder: 
     (trained,) = report["quantization"]["qat"].values()
     assert trained["judged_by"] == "loss"
     assert trained["held_out"]["samples"] == 19
-    assert trained["agreement"]["max_steps"] <= 1
+    assert trained["agreement"]["layer_max_steps"] <= 1
     assert [stage["name"] for stage in report["stages"] if stage["cached"]] == []
     assert all(stage["cached"] for stage in json.loads(run(*arguments).stdout)["stages"])
     (folder / "model.py").write_text(MODEL.replace("manual_seed(3)", "manual_seed(4)"))

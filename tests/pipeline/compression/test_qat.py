@@ -19,6 +19,8 @@ from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.samples.data import Samples, open_samples
 from edgeship.calibration.types import QuantizedConstant, QuantParams
+from edgeship.pipeline.compression.agreement import agreement
+from edgeship.pipeline.compression.batches import ArrayBatches
 from edgeship.pipeline.compression.held_out import Standing, Verdict, split
 from edgeship.pipeline.compression.qat import Trained, train_quantized
 from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
@@ -301,6 +303,25 @@ def test_what_is_recorded_is_what_the_runtime_computes_on_the_samples_held_out(
         )
 
 
+def test_a_layer_that_computes_something_else_is_seen_where_it_is(
+    model: ir.Model, quantized: Callable[..., Quantized]
+) -> None:
+    result = quantized()
+    data = ArrayBatches(images(4, 1), None, 2)
+    right = FakeQuantGraph(model, result.plan, start="plan")
+    found = agreement(right, result.models["full"], data)
+    assert found is not None
+    assert found.samples == 4
+    assert found.layer_max_steps <= 1
+    first = next(iter(result.plan.weights))
+    constant = result.plan.weights[first]
+    other = np.where(constant.integers > 60, constant.integers - 30, constant.integers).astype(np.int8)
+    plan = replace(result.plan, weights={**result.plan.weights, first: replace(constant, integers=other)})
+    found = agreement(FakeQuantGraph(model, plan, start="plan"), result.models["full"], data)
+    assert found is not None
+    assert found.layer_max_steps > 1
+
+
 def test_no_sample_both_teaches_and_judges_and_few_judge_where_there_are_many() -> None:
     for count, judges in ((2, 1), (4, 1), (100, 20), (50_000, 1000)):
         teach, judge = split(count, "the samples")
@@ -345,7 +366,7 @@ def test_the_stage_writes_the_trained_model_and_how_it_went(
     plan = json.loads((folder / "plan.json").read_text())
     trained = plan["qat"]["pair_limited"]
     assert trained["agreement"]["samples"] == 8
-    assert trained["agreement"]["max_steps"] <= 1
+    assert trained["agreement"]["layer_max_steps"] <= 1
     assert [epoch["epoch"] for epoch in trained["epochs"]] == [1, 2]
     assert trained["held_out"]["samples"] == 8
     assert (trained["kept"] == "trained") == (
