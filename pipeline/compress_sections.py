@@ -16,16 +16,16 @@ Importance = Literal["magnitude", "taylor", "activation", "apoz"]
 class Prune(Section):
     """What is removed, how much of it, and in how many steps with training in between."""
 
-    kind: Literal["structured", "blocks", "soft", "unstructured"] = Field(
+    kind: Literal["structured", "blocks", "mixed", "soft", "unstructured"] = Field(
         default="structured",
-        description="structured: whole channels, for real; blocks: whole residual blocks; soft: channels are zeroed "
-        "each epoch, trained on, and removed at the end; unstructured: single weights become zero (smaller when "
-        "compressed, not faster)",
+        description="structured: whole channels, for real; blocks: whole residual blocks; mixed: both, whichever costs "
+        "the least loss for what it saves; soft: channels are zeroed each epoch, trained on, and removed at the end; "
+        "unstructured: single weights become zero (smaller when compressed, not faster)",
     )
     importance: Literal["auto", Importance] = Field(
         default="auto",
-        description="what a weight or channel is ranked by; auto: taylor with `structured`, magnitude with the others; "
-        "blocks are ranked by the loss without them",
+        description="what a weight or channel is ranked by; auto: taylor with `structured` and `mixed`, magnitude with "
+        "the others; blocks are ranked by the loss without them",
     )
     scope: Literal["global", "layer"] = Field(
         default="global", description="rank all layers together, or take the same share of each layer"
@@ -57,6 +57,12 @@ class Prune(Section):
             raise ValueError(f'ratio with kind = "{self.kind}": {goals[0]} is reached by removing channels or blocks')
         if self.kind == "blocks" and self.importance != "auto":
             raise ValueError('importance = "auto" with kind = "blocks", which are ranked by the loss without them')
+        if self.kind == "mixed" and goals == ["ratio"]:
+            raise ValueError(
+                'macs, max_bytes or max_latency_ms with kind = "mixed": a ratio of blocks and channels is none'
+            )
+        if self.kind == "mixed" and self.scope == "layer":
+            raise ValueError('scope = "global" with kind = "mixed", which takes what costs the least anywhere')
         if self.kind == "soft" and self.ranked_by != "magnitude":
             raise ValueError('importance = "magnitude" with kind = "soft", which ranks anew after each epoch')
         if self.kind == "soft" and self.steps != 1:
@@ -70,7 +76,7 @@ class Prune(Section):
         """What `importance` means for this kind of pruning."""
         if self.importance != "auto":
             return self.importance
-        return "taylor" if self.kind == "structured" else "magnitude"
+        return "taylor" if self.kind in ("structured", "mixed") else "magnitude"
 
 
 class Teacher(Section):

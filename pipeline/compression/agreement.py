@@ -71,7 +71,7 @@ def agreement(graph: FakeQuantGraph, quantized: ir.Model, data: Batches) -> Agre
 
 def _samples(data: Batches) -> Iterator[torch.Tensor]:
     for batch in data.epoch(0):
-        yield from batch.inputs.split(1)
+        yield from (sample.unsqueeze(0) for sample in batch.inputs)
 
 
 def _value_steps(quantized: ir.Model) -> dict[str, float]:
@@ -103,4 +103,4 @@ def _largest_of_layers(
 
 
 def _apart(ours: torch.Tensor, theirs: np.ndarray[Any, Any], step: float) -> np.ndarray[Any, Any]:
-    return np.rint(np.abs(ours.cpu().numpy() - theirs) / step)
+    return np.asarray(np.rint(np.abs(ours.cpu().numpy() - theirs) / step))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +22,19 @@ from edgeship.pipeline.benchmark.measure import Schedule
 from edgeship.pipeline.compress_sections import Compress, Prune
 from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
 from edgeship.pipeline.compression.batches import ArrayBatches
-from edgeship.pipeline.compression.blocks import Removal, remove_blocks
 from edgeship.pipeline.compression.channels import Cut
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
 from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, top1, train
 from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable
-from edgeship.pipeline.compression.saved import build_dense, read_blocks, read_cuts
+from edgeship.pipeline.compression.removal import Removal, Removed
+from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
-from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, cut, macs_goal, prunable
+from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, macs_goal, prunable
 from edgeship.pipeline.compression.teacher import Teacher, open_teacher
 from edgeship.pipeline.compression.training_data import Tell, TrainingData, input_shape, open_training_data
 from edgeship.pipeline.training_section import Training
-from edgeship.pipeline.workspace import write_json
 
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
@@ -46,16 +45,25 @@ LATENCY_RUNS = Schedule(60, 5, 3)
 
 @dataclass
 class Compressed:
-    """The dense network, the one that came of it, the channels and blocks that are gone, and what training measured."""
+    """The dense network, the one that came of it, what went in each step, and what training measured."""
 
     dense: nn.Module
     model: nn.Module
-    cuts: list[Cut] = field(default_factory=list)
-    blocks: list[str] = field(default_factory=list)
+    removed: list[Removed] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """The channels that were cut."""
+        return [cut for each in self.removed for cut in each.cuts]
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks that were taken out."""
+        return [block for each in self.removed for block in each.blocks]
 
 
 class Compressor:
@@ -81,73 +89,58 @@ class Compressor:
             self._train("training", self._section.training, [])
         elif prune.kind == "soft":
             self._prune_softly(prune)
-        elif prune.kind == "structured":
-            self._prune_channels(prune)
-        elif prune.kind == "blocks":
-            self._prune_blocks(prune)
-        else:
+        elif prune.kind == "unstructured":
             self._prune_weights(prune)
+        else:
+            self._remove(prune)
         result.model.cpu().eval()
         if self._data.held_out is not None:
             self._judge("after", result.model)
         return result
 
-    def _prune_channels(self, prune: Prune) -> None:
+    def _remove(self, prune: Prune) -> None:
+        """Channels, blocks or both; what goes in a step is kept: a measured latency is not the same twice."""
         dense = copy.deepcopy(self._result.model)
         for step in range(1, prune.steps + 1):
-            folder = self._folder / f"step-{step}"
-            cuts = self._cuts(folder / "cuts.json", dense, prune, step)
-            cut(self._result.model, self._example, cuts)
-            self._result.cuts += cuts
-            self._train(f"step-{step}", self._step_training(prune, step), [])
-
-    def _prune_blocks(self, prune: Prune) -> None:
-        dense = copy.deepcopy(self._result.model)
-        whole = len(Removal(dense, self._example, prune).candidates())
-        if prune.ratio is not None and not round(prune.ratio * whole):
-            raise InputError(
-                f"prune.ratio = {prune.ratio:g} removes none of the network's {whole} residual blocks; "
-                f"accepted: at least {0.51 / whole:.3f}"
-            )
-        for step in range(1, prune.steps + 1):
-            path = self._folder / f"step-{step}" / "blocks.json"
+            path = self._folder / f"step-{step}" / "removed.json"
             with process_state().main_process_first():
                 if not path.exists():
-                    write_json(path, {"blocks": self._chosen_blocks(dense, prune, step, whole)})
-            chosen = read_blocks(path)
-            remove_blocks(self._result.model, chosen)
-            self._result.blocks += chosen
+                    choose = self._chosen_channels if prune.kind == "structured" else self._chosen_blocks
+                    write_removed(path, [choose(dense, prune, step)])
+            (removed,) = read_removed(path)
+            removed.take_from(self._result.model, self._example)
+            self._result.removed.append(removed)
             self._train(f"step-{step}", self._step_training(prune, step), [])
 
-    def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int, whole: int) -> list[str]:
-        """What goes in a step; kept, because a measured latency is not the same twice."""
+    def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int) -> Removed:
+        """Blocks, with kind = "mixed" also channels."""
         precision = self._section.training.precision
         removal = Removal(self._result.model, self._example, prune, precision, self._tell)
         has_labels = next(iter(self._data.training.epoch(0))).labels is not None
         loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
         if prune.ratio is None:
             return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training)
+        whole = len(replace(removal, model=dense).blocks())
+        if not round(prune.ratio * whole):
+            raise InputError(
+                f"prune.ratio = {prune.ratio:g} removes none of the network's {whole} residual blocks; "
+                f"accepted: at least {0.51 / whole:.3f}"
+            )
         gone = round(prune.ratio * whole * step / prune.steps) - len(self._result.blocks)
         return removal.count(gone, loss, self._data.training)
 
-    def _cuts(self, path: Path, dense: nn.Module, prune: Prune, step: int) -> list[Cut]:
-        """What is cut in a step; kept, because a measured latency is not the same twice."""
-        with process_state().main_process_first():
-            if not path.exists():
-                model = self._result.model
-                found = prunable(model, self._example, prune)
-                self._result.kept.update(found.kept)
-                evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
-                scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
-                ranking = Ranking(found.groups, scores, prune)
-                part = step / prune.steps
-                if prune.ratio is not None:
-                    left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
-                    cuts = ranking.remove_share(prune.ratio / prune.steps / left)
-                else:
-                    cuts = ranking.reach(model, self._example, self._goal(dense, prune, part))
-                write_json(path, {"cuts": [asdict(each) for each in cuts]})
-        return read_cuts(path)
+    def _chosen_channels(self, dense: nn.Module, prune: Prune, step: int) -> Removed:
+        model = self._result.model
+        found = prunable(model, self._example, prune)
+        self._result.kept.update(found.kept)
+        evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
+        scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
+        ranking = Ranking(found.groups, scores, prune)
+        if prune.ratio is None:
+            goal = self._goal(dense, prune, step / prune.steps)
+            return Removed(cuts=tuple(ranking.reach(model, self._example, goal)))
+        left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
+        return Removed(cuts=tuple(ranking.remove_share(prune.ratio / prune.steps / left)))
 
     def _goal(self, dense: nn.Module, prune: Prune, part: float) -> Goal:
         """The goal of a step: this part of the way from the dense network to the recipe's goal."""
@@ -190,8 +183,9 @@ class Compressor:
         self._train("training", self._section.training, [hook])
         cuts = hook.cuts(model)
         zero_channels(model, found.groups, cuts)
-        cut(model, self._example, cuts)
-        self._result.cuts += cuts
+        removed = Removed(cuts=tuple(cuts))
+        removed.take_from(model, self._example)
+        self._result.removed.append(removed)
 
     def _step_training(self, prune: Prune, step: int) -> Training:
         whole = self._section.training

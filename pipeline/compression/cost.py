@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,24 +19,32 @@ class Cost:
     macs: int
 
 
-@torch.no_grad()
 def count_cost(model: nn.Module, example: Tensor) -> Cost:
     """What the model costs on one sample of the shape of `example` (batch first)."""
-    macs = 0
+    return Cost(sum(each.numel() for each in model.parameters()), sum(layer_macs(model, example).values()))
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        nonlocal macs
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        if isinstance(layer, _ConvTransposeNd):
-            macs += math.prod(inputs[0].shape[1:]) * math.prod(weight.shape[1:])
-        elif isinstance(layer, _ConvNd):
-            macs += math.prod(outputs.shape[1:]) * math.prod(weight.shape[1:])
-        else:
-            macs += math.prod(outputs.shape[1:]) * weight.shape[1]
 
-    layers = [layer for layer in model.modules() if isinstance(layer, _ConvNd | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+@torch.no_grad()
+def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """The multiply-accumulates of each convolution and linear layer that runs, by name."""
+    macs: dict[str, int] = {}
+
+    def counter(name: str) -> Callable[..., None]:
+        def count(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            if isinstance(layer, _ConvTransposeNd):
+                found = math.prod(inputs[0].shape[1:]) * math.prod(weight.shape[1:])
+            elif isinstance(layer, _ConvNd):
+                found = math.prod(outputs.shape[1:]) * math.prod(weight.shape[1:])
+            else:
+                found = math.prod(outputs.shape[1:]) * weight.shape[1]
+            macs[name] = macs.get(name, 0) + found
+
+        return count
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _ConvNd | nn.Linear)}
+    handles = [layer.register_forward_hook(counter(name)) for name, layer in layers.items()]
     training = model.training
     try:
         model.eval()(example[:1])
@@ -43,4 +52,4 @@ def count_cost(model: nn.Module, example: Tensor) -> Cost:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return Cost(sum(each.numel() for each in model.parameters()), macs)
+    return macs

@@ -43,7 +43,7 @@ def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
     with process_state().main_process_first():
         if process_state().is_main_process:
             facts = outcome(recipe, section, targets, result, tell)
-            save(recipe, result.model, result.cuts, result.blocks, folder)
+            save(recipe, result.model, result.removed, folder)
             write_json(folder / RECORD, facts)
             lines = "".join(f"{json.dumps(each, sort_keys=True)}\n" for each in result.history)
             (folder / FILE).write_text(lines, "utf-8")

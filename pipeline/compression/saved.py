@@ -1,7 +1,7 @@
 """Returns a compressed network from its files, and writes them: an architecture, and weights that hold no code.
 
-- `architecture.json`: the factory that builds the dense network, the blocks that were taken out of it, and the channels
-  that were cut from it, in order;
+- `architecture.json`: the factory that builds the dense network, and what was removed from it, step by step: blocks
+  that were taken out, then channels that were cut;
 - `weights.safetensors`: the state dict of the pruned network;
 - `model.pt2`: both in one file, as an exported program, which any recipe can name as its model.
 """
@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.compression.blocks import remove_blocks
-from edgeship.pipeline.compression.channels import Cut, remove_channels
+from edgeship.pipeline.compression.channels import Cut
+from edgeship.pipeline.compression.removal import Removed
 from edgeship.pipeline.compression.training_data import input_shape
 from edgeship.pipeline.torch_export import quiet
+from edgeship.pipeline.workspace import write_json
 
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
@@ -46,7 +47,7 @@ def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
     return build_module(place, factory, recipe.model.args, recipe.weights_path if weights else None)
 
 
-def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], blocks: Sequence[str], folder: Path) -> None:
+def save(recipe: Recipe, model: nn.Module, removed: Sequence[Removed], folder: Path) -> None:
     """Writes the three files."""
     model.eval().cpu()
     (folder / WEIGHTS).write_bytes(weights_file(model))
@@ -54,8 +55,7 @@ def save(recipe: Recipe, model: nn.Module, cuts: Sequence[Cut], blocks: Sequence
         "source": Path(recipe.model.source).name,
         "args": recipe.model.args,
         "input": list(input_shape(recipe)),
-        "blocks": list(blocks),
-        "cuts": [asdict(each) for each in cuts],
+        "removed": [asdict(each) for each in removed],
     }
     (folder / ARCHITECTURE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", "utf-8")
     shape = [1 if side == "dynamic" else int(side) for side in recipe.input.shape or ()]
@@ -75,24 +75,27 @@ def restore(recipe: Recipe, folder: Path) -> nn.Module:
     from edgeship.pipeline.models import load_weights
 
     model = build_dense(recipe, weights=False)
-    remove_blocks(model, read_blocks(folder / ARCHITECTURE))
-    remove_channels(model, torch.zeros(input_shape(recipe)), read_cuts(folder / ARCHITECTURE))
+    for each in read_removed(folder / ARCHITECTURE):
+        each.take_from(model, torch.zeros(input_shape(recipe)))
     load_weights(model, folder / WEIGHTS)
     return model.eval()
 
 
-def read_cuts(path: Path) -> list[Cut]:
-    """The cuts in a JSON file with the key "cuts". Raises InputError where it is damaged."""
+def write_removed(path: Path, removed: Sequence[Removed]) -> None:
+    """A JSON file that `read_removed` reads."""
+    write_json(path, {"removed": [asdict(each) for each in removed]})
+
+
+def read_removed(path: Path) -> list[Removed]:
+    """What was removed in each step, of a JSON file with the key "removed". Raises InputError where it is damaged."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return [Cut(each["layer"], tuple(int(channel) for channel in each["channels"])) for each in found["cuts"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def read_blocks(path: Path) -> list[str]:
-    """The names of the removed blocks in a JSON file with the key "blocks". Raises InputError where it is damaged."""
-    try:
-        return [str(each) for each in json.loads(path.read_text("utf-8"))["blocks"]]
+        return [
+            Removed(
+                tuple(str(block) for block in each["blocks"]),
+                tuple(Cut(one["layer"], tuple(int(channel) for channel in one["channels"])) for one in each["cuts"]),
+            )
+            for each in found["removed"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error

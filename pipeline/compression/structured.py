@@ -105,15 +105,11 @@ class Ranking:
             own = self.scores[group.name]
             by_layer = self.settings.scope == "layer"
             left = (1 - share) * group.size if by_layer else float((own >= threshold).sum())
-            keep = max(_rounded(left, self.settings.round_to), self._least(group))
+            keep = max(_rounded(left, self.settings.round_to), fewest_kept(group.size, self.settings))
             if keep < group.size:
                 gone = torch.sort(own, stable=True).indices[: group.size - keep]
                 found.append(Cut(group.name, tuple(sorted(gone.tolist()))))
         return found
-
-    def _least(self, group: Group) -> int:
-        least = math.ceil((1 - self.settings.layer_limit) * group.size - 1e-9)
-        return -(-max(1, least) // self.settings.round_to) * self.settings.round_to
 
     def reach(self, model: nn.Module, example: Tensor, goal: Goal) -> list[Cut]:
         """The fewest cuts with which the goal is met. Raises StageError where it cannot be, saying what can."""
@@ -139,6 +135,12 @@ class Ranking:
             else:
                 low = middle
         return best
+
+
+def fewest_kept(size: int, settings: Prune) -> int:
+    """How many of a layer's channels stay at least: what `layer_limit` leaves, in multiples of `round_to`."""
+    least = math.ceil((1 - settings.layer_limit) * size - 1e-9)
+    return -(-max(1, least) // settings.round_to) * settings.round_to
 
 
 def cut(model: nn.Module, example: Tensor, cuts: Sequence[Cut]) -> None:

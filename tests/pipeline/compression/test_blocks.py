@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compress_sections import Prune
-from edgeship.pipeline.compression.blocks import Removal, find_blocks, remove_blocks
+from edgeship.pipeline.compression.blocks import find_blocks, remove_blocks
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
+from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.structured import Goal, macs_goal
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -139,18 +140,18 @@ def test_the_block_that_matters_least_goes_first(striped: Make) -> None:
         for parameter in model.stages[1].parameters():
             parameter.mul_(1e-3)  # does next to nothing
     state = copy.deepcopy(model.state_dict())
-    assert removal(model, batches=2).count(1, Classification(), striped()) == ["stages.1"]
+    assert removal(model, batches=2).count(1, Classification(), striped()) == Removed(("stages.1",))
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 def test_only_as_many_blocks_go_as_the_goal_asks(striped: Make) -> None:
     model = make("basic", "basic", "basic", "basic")
     goal = macs_goal(model, EXAMPLE, 0.6)
-    gone = removal(model, batches=2).reach(goal, Classification(), striped())
+    gone = removal(model, batches=2).reach(goal, Classification(), striped()).blocks
     assert len(gone) == 2
     remove_blocks(model, gone)
     assert goal.meter(model) <= goal.limit
-    assert removal(model, batches=2).reach(goal, Classification(), striped()) == []
+    assert removal(model, batches=2).reach(goal, Classification(), striped()) == Removed()
 
 
 def test_what_cannot_be_removed_is_refused_with_what_can(striped: Make) -> None:
@@ -160,11 +161,11 @@ def test_what_cannot_be_removed_is_refused_with_what_can(striped: Make) -> None:
     with pytest.raises(InputError, match=r"would remove all 2 residual blocks; accepted: at most 0\.5"):
         removal(model, ratio=0.99).count(2, Classification(), striped())
     with pytest.raises(InputError, match="the network has none to remove: no module gives back its input"):
-        removal(make("plain")).candidates()
+        removal(make("plain")).blocks()
     with pytest.raises(InputError, match=r"prune\.skip spares them all"):
-        removal(model, skip=("stages.*",)).candidates()
+        removal(model, skip=("stages.*",)).blocks()
     with pytest.raises(InputError, match="'stagse' matches no layer"):
-        removal(model, skip=("stagse",)).candidates()
+        removal(model, skip=("stagse",)).blocks()
     with pytest.raises(InputError, match=r"no block 'stages\.7'"):
         remove_blocks(model, ["stages.7"])
 
@@ -172,7 +173,7 @@ def test_what_cannot_be_removed_is_refused_with_what_can(striped: Make) -> None:
 def test_blocks_that_are_skipped_stay(striped: Make) -> None:
     model = make("basic", "basic", "basic")
     goal = Goal("blocks", 1, lambda each: float(len(find_blocks(each, EXAMPLE))))
-    gone = removal(model, skip=("stages.1",), batches=1).reach(goal, Classification(), striped())
+    gone = removal(model, skip=("stages.1",), batches=1).reach(goal, Classification(), striped()).blocks
     assert sorted(gone) == ["stages.0", "stages.2"]
 
 
@@ -186,6 +187,6 @@ def test_blocks_are_ranked_for_what_the_goal_is_about(striped: Make) -> None:
                 block.second.weight.mul_(0.2)
     parameters = sum(each.numel() for each in model.parameters())
     goal = Goal("parameters", 0.7 * parameters, lambda each: float(sum(one.numel() for one in each.parameters())))
-    gone = removal(model, ratio=None, max_bytes=1, batches=2).reach(goal, Classification(), striped())
+    gone = removal(model, ratio=None, max_bytes=1, batches=2).reach(goal, Classification(), striped()).blocks
     assert gone
     assert all(name.startswith("wide") for name in gone)

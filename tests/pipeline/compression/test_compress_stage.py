@@ -199,10 +199,10 @@ def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
         torch.testing.assert_close(restore(recipe, made)(inputs), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["structured", "blocks"])
+@pytest.mark.parametrize("kind", ["structured", "blocks", "mixed"])
 def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(kind: str, folder: Path) -> None:
     (folder / "deep.py").write_text(DEEP)
-    goal = ["compress.prune.macs=0.6"] if kind == "structured" else ["compress.prune.ratio=0.5"]
+    goal = ["compress.prune.ratio=0.5"] if kind == "blocks" else ["compress.prune.macs=0.6"]
     source = f"model.source={'model' if kind == 'structured' else 'deep'}.py:build"
     recipe = recipe_of(folder, source, f"compress.prune.kind={kind}", *goal, "compress.prune.steps=2")
     assert recipe.compress is not None

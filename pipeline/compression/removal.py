@@ -1,0 +1,337 @@
+"""Returns what a network can do without: residual blocks and channels, chosen one after the other by measured loss.
+
+    candidates    each residual block; with kind = "mixed" also the `round_to` least important channels of each group
+    next to go    the one with the least  max(0, loss without it - loss so far) / what it saves
+
+What it saves is what is left in its layers of that which the goal is about: parameters for a size, multiply-accumulates
+for MACs and latency; each block counts alike for a share of the blocks. The more is gone, the more the rest matters, so
+a rise measured earlier is taken for a lower bound of the rise now: only where it is below the best one measured now is
+a candidate measured again (lazy evaluation: Minoux 1978, "Accelerated greedy algorithms for maximizing submodular set
+functions").
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import InputError, StageError
+from edgeship.pipeline.compress_sections import Prune
+from edgeship.pipeline.compression.batches import Batch, Batches
+from edgeship.pipeline.compression.blocks import find_blocks, remove_blocks, without_blocks
+from edgeship.pipeline.compression.channels import LAYERS, Cut, Group, Tie, silence
+from edgeship.pipeline.compression.cost import layer_macs
+from edgeship.pipeline.compression.importance import channel_scores, gather
+from edgeship.pipeline.compression.loop import Loss, make_accelerator
+from edgeship.pipeline.compression.structured import Goal, cut, fewest_kept, prunable
+
+Tell = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Blocks that are taken out, and channels that are cut from what is left then."""
+
+    blocks: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+
+    def take_from(self, model: nn.Module, example: Tensor) -> None:
+        """Changes the model in place. Raises InputError for a block, StageError for channels it cannot go without."""
+        remove_blocks(model, self.blocks)
+        cut(model, example, self.cuts)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block, or the next channels of a group to go."""
+
+    name: str
+    group: Group | None = None
+    channels: tuple[int, ...] = ()
+
+    def without(self, model: nn.Module) -> AbstractContextManager[None]:
+        """The model without it, for a while. A silenced channel computes what a removed one does."""
+        return without_blocks(model, [self.name]) if self.group is None else _silenced(model, self.group, self.channels)
+
+    def take_from(self, model: nn.Module) -> None:
+        """The model without it, for good."""
+        if self.group is None:
+            remove_blocks(model, [self.name])
+        else:
+            silence(model, self.group, self.channels)
+
+
+class Extent:
+    """How much is left of each layer, in multiply-accumulates or parameters; or of blocks, each of which is one."""
+
+    def __init__(self, model: nn.Module, example: Tensor, unit: Literal["blocks", "parameters", "macs"]) -> None:
+        self._unit = unit
+        if unit == "macs":
+            self._left = {name: float(macs) for name, macs in layer_macs(model, example).items()}
+        else:
+            sizes = {n: sum(p.numel() for p in layer.parameters(recurse=False)) for n, layer in model.named_modules()}
+            self._left = {name: float(size) for name, size in sizes.items()}
+        self._channels: dict[tuple[str, bool], int] = {}
+
+    def saved(self, candidate: Candidate) -> float:
+        """What goes with the candidate."""
+        if self._unit == "blocks":
+            return 1.0
+        return max(1.0, sum(self._left[name] - left for name, left in self._after(candidate).items()))
+
+    def take(self, candidate: Candidate) -> None:
+        """From now on its layers are smaller, or gone."""
+        self._left.update(self._after(candidate))
+        for tie in candidate.group.ties if candidate.group else ():
+            self._channels[tie.layer, tie.output] = self._count(tie) - _number_of(candidate.channels, tie)
+
+    def _after(self, candidate: Candidate) -> dict[str, float]:
+        if candidate.group is None:
+            return {name: 0.0 for name in self._left if _is_in(name, candidate.name)}
+        after: dict[str, float] = {}
+        for tie in candidate.group.ties:
+            if self._left.get(tie.layer):
+                share = 1 - _number_of(candidate.channels, tie) / self._count(tie)
+                after[tie.layer] = share * after.get(tie.layer, self._left[tie.layer])
+        return after
+
+    def _count(self, tie: Tie) -> int:
+        return self._channels.get((tie.layer, tie.output), len(tie.channels))
+
+
+def _number_of(channels: Sequence[int], tie: Tie) -> int:
+    gone = set(channels)
+    return sum(root in gone for root in tie.roots)
+
+
+def _is_in(layer: str, block: str) -> bool:
+    return layer == block or layer.startswith(f"{block}.")
+
+
+@dataclass
+class Supply:
+    """What may still go: blocks, and of each group the channels in the order of their importance."""
+
+    blocks: list[str]
+    groups: dict[str, Group] = field(default_factory=dict)
+    orders: dict[str, list[int]] = field(default_factory=dict)
+    portion: int = 1
+    fewest: Mapping[str, int] = field(default_factory=dict)
+
+    def candidates(self) -> list[Candidate]:
+        """All that may go next."""
+        found = [Candidate(name) for name in self.blocks]
+        for name, group in self.groups.items():
+            if len(self.orders[name]) - self.portion >= self.fewest[name]:
+                found.append(Candidate(name, group, tuple(self.orders[name][: self.portion])))
+        return found
+
+    def take(self, candidate: Candidate) -> None:
+        """It is gone, and with a block all that is inside it."""
+        if candidate.group is not None:
+            self.orders[candidate.name] = self.orders[candidate.name][self.portion :]
+            return
+        self.blocks.remove(candidate.name)
+        for name, group in list(self.groups.items()):
+            if _is_in(name, candidate.name):
+                del self.groups[name]
+            else:
+                ties = tuple(tie for tie in group.ties if not _is_in(tie.layer, candidate.name))
+                self.groups[name] = replace(group, ties=ties)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Takes the least important blocks and channels out, one after the other, until enough is gone."""
+
+    model: nn.Module
+    example: Tensor
+    settings: Prune
+    precision: str = "float32"
+    tell: Tell = lambda _done, _total, _what: None
+
+    def blocks(self) -> list[str]:
+        """The blocks that may go. Raises InputError where there are none."""
+        found = find_blocks(self.model, self.example)
+        for each in self.settings.skip:
+            if not any(fnmatchcase(name, each) for name, _ in self.model.named_modules()):
+                raise InputError(f"prune.skip: {each!r} matches no layer of the network")
+        left = [name for name in found if not any(fnmatchcase(name, each) for each in self.settings.skip)]
+        if not left and self.settings.kind == "blocks":
+            reason = "prune.skip spares them all" if found else "no module gives back its input when its weights are 0"
+            raise InputError(
+                f'prune.kind = "blocks" removes residual blocks, and the network has none to remove: {reason}; '
+                'accepted: kind = "structured" for its channels'
+            )
+        return left
+
+    def count(self, number: int, loss: Loss, data: Batches) -> Removed:
+        """Without `number` blocks. Raises InputError where that would be all of them."""
+        names = self.blocks()
+        if number >= len(names):
+            raise InputError(
+                f"prune.ratio = {self.settings.ratio:g} would remove all {len(names)} residual blocks; "
+                f"accepted: at most {(len(names) - 1) / len(names):.3g}"
+            )
+        order = islice(self._in_order(Supply(names), loss, data), number)
+        return Removed(tuple(each.name for each in order))
+
+    def reach(self, goal: Goal, loss: Loss, data: Batches) -> Removed:
+        """As little as meets the goal. Raises StageError where it is not met without all that may go."""
+        blocks = self.blocks()
+        least = goal.meter(self.model)
+        if least <= goal.limit:
+            return Removed()
+        supply = self._with_channels(blocks, loss, data) if self.settings.kind == "mixed" else Supply(list(blocks))
+        order = self._in_order(supply, loss, data)
+        gone: list[Candidate] = []
+        fit = 0
+        while not fit and (more := list(islice(order, max(1, len(gone))))):  # 1, 2, 4, 8 ...: metering takes its time
+            gone += more
+            least = self._metered(goal, gone)
+            fit = len(gone) if least <= goal.limit else 0
+        if not fit:
+            raise StageError(
+                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: without {self._all_of_it(blocks)} it is "
+                f"{least:.4g}; accepted: that or more"
+            )
+        short = fit // 2  # so many were not enough
+        while fit - short > 1:
+            middle = (short + fit) // 2
+            if self._metered(goal, gone[:middle]) <= goal.limit:
+                fit = middle
+            else:
+                short = middle
+        return _removed(gone[:fit])
+
+    def _metered(self, goal: Goal, gone: Sequence[Candidate]) -> float:
+        trial = copy.deepcopy(self.model)
+        _removed(gone).take_from(trial, self.example)
+        return goal.meter(trial)
+
+    def _all_of_it(self, blocks: Sequence[str]) -> str:
+        if self.settings.kind == "blocks":
+            return f"any of the {len(blocks)} residual blocks"
+        limits = f"layer_limit = {self.settings.layer_limit:g} and round_to = {self.settings.round_to}"
+        return f"its {len(blocks)} residual blocks and with every layer at {limits}"
+
+    def _with_channels(self, blocks: list[str], loss: Loss, data: Batches) -> Supply:
+        """The blocks, and the channels that can go, whichever blocks have gone before."""
+        found = [
+            _at_home(each, blocks, self.model) for each in prunable(self.model, self.example, self.settings).groups
+        ]
+        groups = {each.name: each for each in found if each is not None}
+        kind = self.settings.ranked_by
+        evidence = gather(self.model, kind, loss, data, self.settings.batches)
+        scores = {name: channel_scores(self.model, group, kind, evidence) for name, group in groups.items()}
+        orders = {name: torch.sort(each, stable=True).indices.tolist() for name, each in scores.items()}
+        fewest = {name: fewest_kept(group.size, self.settings) for name, group in groups.items()}
+        return Supply(list(blocks), groups, orders, self.settings.round_to, fewest)
+
+    def _in_order(self, supply: Supply, loss: Loss, data: Batches) -> Iterator[Candidate]:
+        """What goes first, second, ...: the module's docstring says how it is chosen."""
+        batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
+        trial = copy.deepcopy(self.model)
+        extent = Extent(trial, self.example, self._unit())
+        bounds: dict[str, float] = {}
+        chosen = 0
+        with _judging(trial, self.precision):
+            before = _mean_loss(trial, loss, batches)
+            while candidates := supply.candidates():
+                costs: dict[Candidate, float] = {}
+                best: tuple[float, float, int] | None = None
+                place_of = {each: place for place, each in enumerate(candidates)}
+                for done, each in enumerate(sorted(candidates, key=lambda one: bounds.get(_key(one), -1.0)), 1):
+                    if best is not None and bounds.get(_key(each), -1.0) > best[0]:
+                        break
+                    with each.without(trial):
+                        costs[each] = _mean_loss(trial, loss, batches)
+                    saved = extent.saved(each)
+                    # where the loss falls, what saves most goes first
+                    rank = (max(0.0, costs[each] - before) / saved, -saved, place_of[each])
+                    bounds[_key(each)] = rank[0]
+                    best = rank if best is None else min(best, rank)
+                    self.tell(done, len(candidates), f"blocks and channels tried, {chosen} chosen")
+                assert best is not None
+                taken = candidates[best[2]]
+                before = costs[taken]
+                taken.take_from(trial)
+                extent.take(taken)
+                supply.take(taken)
+                chosen += 1
+                yield taken
+
+    def _unit(self) -> Literal["blocks", "parameters", "macs"]:
+        if self.settings.ratio is not None:
+            return "blocks"
+        return "macs" if self.settings.max_bytes is None else "parameters"
+
+
+def _at_home(group: Group, blocks: Sequence[str], model: nn.Module) -> Group | None:
+    """The group, named by a layer that is there as long as any of the group is; None where there is no such layer."""
+    homes = [block for block in blocks if _is_in(group.name, block)]
+    if not homes or all(_is_in(tie.layer, homes[0]) for tie in group.ties):
+        return group
+    for tie in group.ties:
+        outside = not any(_is_in(tie.layer, block) for block in blocks)
+        alike = tie.output and tie.channels == tie.roots == tuple(range(group.size))
+        if outside and alike and isinstance(model.get_submodule(tie.layer), LAYERS):
+            return replace(group, name=tie.layer)
+    return None
+
+
+def _key(candidate: Candidate) -> str:
+    """A name of its own: a layer may be called as a block is, were it not for this."""
+    return candidate.name if candidate.group is None else f"channels of {candidate.name}"
+
+
+def _removed(gone: Sequence[Candidate]) -> Removed:
+    blocks = tuple(each.name for each in gone if each.group is None)
+    channels: dict[str, list[int]] = {}
+    for each in gone:
+        if each.group is not None and not any(_is_in(each.name, block) for block in blocks):
+            channels.setdefault(each.name, []).extend(each.channels)
+    return Removed(blocks, tuple(Cut(name, tuple(sorted(found))) for name, found in channels.items()))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
+    return sum(float(loss(model, batch)[0]) for batch in batches) / len(batches)
+
+
+@contextmanager
+def _judging(model: nn.Module, precision: str) -> Iterator[None]:
+    """The model in eval mode, so that statistics of normalization stay as they are, and in the training's precision."""
+    model.eval()
+    with make_accelerator(precision).autocast():
+        yield
+
+
+@contextmanager
+def _silenced(model: nn.Module, group: Group, channels: Sequence[int]) -> Iterator[None]:
+    """The model with channels of the group silent, for a while."""
+    layers = dict(model.named_modules())
+    kept = [
+        (parameter, parameter.detach().clone())
+        for name in {tie.layer for tie in group.ties}
+        for parameter in layers[name].parameters(recurse=False)
+    ]
+    silence(model, group, channels)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in kept:
+                parameter.copy_(values)

@@ -1,0 +1,144 @@
+"""Blocks and channels together: what costs the least loss for what it saves goes first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+
+from edgeship.calibration.errors import StageError
+from edgeship.pipeline.compress_sections import Prune
+from edgeship.pipeline.compression.channels import find_channels, remove_channels
+from edgeship.pipeline.compression.classification import Classification
+from edgeship.pipeline.compression.cost import count_cost
+from edgeship.pipeline.compression.removal import Candidate, Extent, Removal, Removed
+from edgeship.pipeline.compression.structured import Cut, macs_goal
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.second = nn.Conv2d(32, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.norm(self.first(x)))))
+
+
+class Small(nn.Module):
+    """A stem, three residual blocks, and a plain layer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.last = nn.Conv2d(16, 32, 3, 2, 1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.last(self.blocks(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> Small:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small().eval()
+
+
+def removal(model: nn.Module, **settings: Any) -> Removal:
+    return Removal(model, EXAMPLE, Prune(kind="mixed", batches=2, **({"macs": 0.5} | settings)))
+
+
+@torch.no_grad()
+def make_useless(model: Small) -> None:
+    """The second block, and eight channels inside the third, do nothing that could be seen."""
+    for parameter in model.blocks[1].parameters():
+        parameter.mul_(1e-4)
+    third = model.blocks[2]
+    third.norm.weight[4:12] = 0
+    third.norm.bias[4:12] = 0
+    third.second.weight[:, 4:12] = 0
+
+
+def test_the_block_and_the_channels_that_do_nothing_go_first(model: Small, striped: Callable[..., Any]) -> None:
+    make_useless(model)
+    before = copy.deepcopy(model.state_dict())
+    block, channels = 2 * 64 * 16 * 32 * 9, 2 * 64 * 16 * 8 * 9
+    whole = count_cost(model, EXAMPLE).macs
+    goal = macs_goal(model, EXAMPLE, (whole - block - channels) / whole)
+    removed = removal(model).reach(goal, Classification(), striped())
+    assert removed == Removed(("blocks.1",), (Cut("blocks.2.first", tuple(range(4, 12))),))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    inputs = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(inputs)
+        removed.take_from(model, EXAMPLE)
+        torch.testing.assert_close(model(inputs), expected, rtol=1e-3, atol=1e-3)
+    assert count_cost(model, EXAMPLE).macs == whole - block - channels
+
+
+def test_no_more_goes_than_the_goal_asks(model: Small, striped: Callable[..., Any]) -> None:
+    for share in (0.9, 0.6, 0.3):
+        goal = macs_goal(model, EXAMPLE, share)
+        pruned = copy.deepcopy(model)
+        removed = removal(model).reach(goal, Classification(), striped())
+        removed.take_from(pruned, EXAMPLE)
+        assert goal.meter(pruned) <= goal.limit
+        assert pruned(EXAMPLE).shape == (1, 4)
+        layers = dict(model.named_modules())
+        widths = {each.layer: layers[each.layer].weight.shape[0] - len(each.channels) for each in removed.cuts}
+        assert all(width > 0 and width % 8 == 0 for width in widths.values())
+        assert not any(name.startswith(f"{block}.") for name in widths for block in removed.blocks)
+
+
+def test_what_is_said_to_be_saved_is_what_removal_saves(model: Small) -> None:
+    extent = Extent(model, EXAMPLE, "macs")
+    groups = {group.name: group for group in find_channels(model, EXAMPLE).groups}
+    residual = next(each for each in groups.values() if each.size == 16)
+    inner = groups["blocks.2.first"]
+    picks = [  # with the channels' numbers as they are then
+        (Candidate("blocks.2.first", inner, tuple(range(8))), tuple(range(8))),
+        (Candidate("stem", residual, tuple(range(4))), tuple(range(4))),
+        (Candidate("last", groups["last"], (1, 5)), (1, 5)),
+        (Candidate("blocks.2.first", inner, tuple(range(8, 24))), tuple(range(16))),
+        (Candidate("blocks.2"), ()),
+    ]
+    for pick, channels in picks:
+        whole = count_cost(model, EXAMPLE).macs
+        if pick.group is None:
+            pick.take_from(model)
+        else:
+            remove_channels(model, EXAMPLE, [Cut(pick.name, channels)])
+        assert extent.saved(pick) == pytest.approx(whole - count_cost(model, EXAMPLE).macs)
+        extent.take(pick)
+
+
+def test_a_size_is_reached_and_what_cannot_be_is_refused(model: Small, striped: Callable[..., Any]) -> None:
+    from edgeship.pipeline.compression.structured import bytes_goal
+
+    removed = removal(model, macs=None, max_bytes=60_000).reach(bytes_goal(60_000), Classification(), striped())
+    removed.take_from(model, EXAMPLE)
+    assert 40_000 < 4 * sum(each.numel() for each in model.parameters()) <= 60_000
+    said = r"macs = .* cannot be met: without its \d residual blocks and with every layer at layer_limit = 0\.5 and"
+    with pytest.raises(StageError, match=said):
+        removal(model, layer_limit=0.5).reach(macs_goal(model, EXAMPLE, 0.01), Classification(), striped())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ratio": 0.5}, "a ratio of blocks and channels is none"),
+        ({"macs": 0.5, "scope": "layer"}, 'scope = "global" with kind = "mixed"'),
+    ],
+)
+def test_settings_that_mean_nothing_here_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Prune(kind="mixed", **settings)
