@@ -22,12 +22,20 @@ tensor. So the samples are asked for each channel's largest activation m_i, and
   channel at s_i c instead of at c, never below what the samples showed: as an observed range does, channel by channel.
 
 A graph without Clip computes the same for every input.
+
+Where an Add ties tensors together (_residual.py) one factor has to serve all layers that write and that read them:
+
+    log s_i = (sum_p log r_p,i - sum_c log r_c,i) / (P + C)
+
+over P layers p that write and C layers c that read, which makes the sum over them of the squared deviations of the
+logarithms from their layer's mean the least; with one of each it is eq. 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,6 +52,7 @@ from edgeship.calibration.graph.operators import (
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.selection import activation_bounds, select
 from edgeship.calibration.refine import Observe, Refinement
+from edgeship.calibration.refine._residual import FLATTEN, POOLS, find_residuals, keeps_channels
 from edgeship.calibration.types import Array, QuantRules
 
 _ROUNDS = 50
@@ -56,20 +65,21 @@ _LARGEST_BIAS = 100.0
 """A bias may grow to this many times the tensor's largest value: a dead channel's must not overflow int32."""
 _HEADROOM = 1.1
 """Room left under a clip's bound for inputs larger than the samples."""
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Identity"})
-"""Homogeneous for positive factors, channel by channel."""
-_FLATTEN = frozenset({"Flatten", "Reshape", "Squeeze"})
 
 
 class ChannelPeaks:
-    """The largest value of each channel (axis 1), not below zero."""
+    """The largest value of each channel (axis 1), not below zero, or its largest magnitude."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, magnitudes: bool = False) -> None:
         self.peaks: Array | None = None
+        self._magnitudes = magnitudes
 
     def update(self, values: Array) -> None:
         """Takes in one batch (N, C, ...). Raises ValueError when a value is NaN or infinite."""
-        seen = values.max(axis=tuple(i for i in range(values.ndim) if i != 1), initial=0.0)
+        others = tuple(i for i in range(values.ndim) if i != 1)
+        seen = values.max(axis=others, initial=0.0)
+        if self._magnitudes:
+            seen = np.maximum(seen, -values.min(axis=others, initial=0.0))
         if not np.isfinite(seen).all():
             raise ValueError("some of its values are NaN or infinite")
         self.peaks = seen if self.peaks is None else np.maximum(self.peaks, seen)
@@ -90,8 +100,21 @@ class Pair:
     first: ir.Node
     second: ir.Node
     bound: float
-    peaks: Array = field(default_factory=lambda: np.zeros(0))
-    limit: float = 0.0
+
+
+@dataclass
+class Span:
+    """Layers that write and layers that read tensors with the same factors: a pair, or a residual group.
+
+    `peaks`: each channel's largest value by tensor; `limits`: what no channel may exceed there.
+    """
+
+    producers: Sequence[ir.Node]
+    consumers: Sequence[ir.Node]
+    bound: float
+    tensors: Sequence[str]
+    peaks: dict[str, Array] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
 
 
 class Equalize(Refinement):
@@ -99,14 +122,45 @@ class Equalize(Refinement):
 
     step = "model"
 
+    def __init__(self) -> None:
+        self._report: dict[str, Any] = {}
+
+    def configured(self, options: object, progress: object) -> Refinement:
+        """One with nothing to report yet."""
+        return Equalize()
+
     def prepare(self, model: ir.Model, rules: QuantRules, observe: Observe) -> ir.Model:
         """A new float model with equalized layers."""
-        pairs = find_pairs(model, set(select(model, rules).int8))
-        if not pairs:
+        spans = find_spans(model, set(select(model, rules).int8))
+        if not spans:
             return model
-        seen = {value_name(pair.first.outputs[0]): ChannelPeaks() for pair in pairs}
+        seen = {name: ChannelPeaks(magnitudes=len(span.tensors) > 1) for span in spans for name in span.tensors}
         observe(model, {name: [peaks] for name, peaks in seen.items()})
-        return equalize(model, pairs, seen, per_channel=rules.weight.axis is not None)
+        return equalize(model, spans, seen, self._report, per_channel=rules.weight.axis is not None)
+
+    def report(self) -> Mapping[str, Any]:
+        """By the first layer that writes: all that write, that read, and how unlike their channels were and are."""
+        return self._report
+
+
+def find_spans(model: ir.Model, candidates: set[ir.Node]) -> list[Span]:
+    """The pairs, then the residual groups, of layers among `candidates` that can be equalized, in graph order."""
+
+    def writes(node: ir.Node) -> bool:
+        return node in candidates and node.op_type in {"Conv", "Gemm"} and _can_be_scaled(node)
+
+    def reads(node: ir.Node) -> bool:
+        return node in candidates and _can_be_scaled(node) and _reads_channels(node)
+
+    spans = [
+        Span((pair.first,), (pair.second,), pair.bound, (value_name(pair.first.outputs[0]),))
+        for pair in find_pairs(model, candidates)
+    ]
+    for group in find_residuals(model, writes, reads):
+        sides = {read_layer(node).channels for node in group.producers} | set(map(_inputs_of, group.consumers))
+        if len(sides) == 1:
+            spans.append(Span(group.producers, group.consumers, np.inf, group.tensors))
+    return spans
 
 
 def find_pairs(model: ir.Model, candidates: set[ir.Node]) -> list[Pair]:
@@ -132,6 +186,12 @@ def _can_be_scaled(node: ir.Node) -> bool:
     return alone and whole and (node.op_type != "MatMul" or layer.weights.ndim == 2)
 
 
+def _reads_channels(node: ir.Node) -> bool:
+    """Whether the axis that the layer sums over is axis 1, where a convolution's channels are."""
+    value = node.inputs[0]
+    return node.op_type == "Conv" or (value is not None and value.shape is not None and len(value.shape) == 2)
+
+
 def _pair_from(first: ir.Node) -> Pair | None:
     """The pair that starts with `first`; None where another reader or an operator of another kind comes between."""
     value, bound = first.outputs[0], np.inf
@@ -144,22 +204,14 @@ def _pair_from(first: ir.Node) -> Pair | None:
         if index != 0 or node.graph is not first.graph:
             return None
         if node.op_type in {"Conv", "Gemm", "MatMul"}:
-            fits = acted and _can_be_scaled(node) and _inputs_of(node) == read_layer(first).channels
-            return Pair(first, node, bound) if fits else None
+            fits = acted and _can_be_scaled(node) and _reads_channels(node)
+            return Pair(first, node, bound) if fits and _inputs_of(node) == read_layer(first).channels else None
         bounds = activation_bounds(node) if node.op_type in {"Relu", "Clip"} else None
         if bounds is not None and bounds[0] == 0.0:
             bound, acted = min(bound, bounds[1]), True
-        elif node.op_type not in _POOLS and not (node.op_type in _FLATTEN and _keeps_channels(node)):
+        elif node.op_type not in POOLS and not (node.op_type in FLATTEN and keeps_channels(node)):
             return None
         value = node.outputs[0]
-
-
-def _keeps_channels(node: ir.Node) -> bool:
-    """Whether (N, C, 1, 1) becomes (N, C)."""
-    source, result = node.inputs[0], node.outputs[0]
-    if source is None or source.shape is None or result.shape is None or len(result.shape) != 2:
-        return False
-    return all(side == 1 for side in source.shape[2:]) and source.shape[1] == result.shape[1]
 
 
 def _inputs_of(node: ir.Node) -> int:
@@ -190,66 +242,122 @@ def _scale_outputs(node: ir.Node, weights: Array, factors: Array) -> Array:
 
 
 def equalize(
-    model: ir.Model, pairs: list[Pair], seen: Mapping[str, Statistic], *, per_channel: bool = False
+    model: ir.Model,
+    spans: Sequence[Span],
+    seen: Mapping[str, Statistic],
+    report: dict[str, Any],
+    *,
+    per_channel: bool = False,
 ) -> ir.Model:
-    """A copy of the model with the layers of `pairs` equalized; `seen` has the `ChannelPeaks` of each first layer.
+    """A copy of the model with the layers of `spans` equalized, which `report` tells of; `seen` has `ChannelPeaks`.
 
     `per_channel`: the weights will have a scale per output channel, so only activations are equalized.
     """
-    layers = {node: read_layer(node) for pair in pairs for node in (pair.first, pair.second)}
+    layers = {node: read_layer(node) for span in spans for node in (*span.producers, *span.consumers)}
     weights = {node: layer.weights.astype(np.float64) for node, layer in layers.items()}
     biases = {node: layer.bias.astype(np.float64) for node, layer in layers.items() if layer.bias is not None}
-    for pair in pairs:
-        peaks = seen[value_name(pair.first.outputs[0])]
-        if not isinstance(peaks, ChannelPeaks) or peaks.peaks is None:
-            raise TypeError(f"no channel peaks of {pair.first.outputs[0].name} were collected")
-        pair.peaks = peaks.peaks.astype(np.float64)
-        pair.limit = pair.bound if np.isfinite(pair.bound) else float(pair.peaks.max())
+    for span in spans:
+        _look(span, seen)
+    before = [_unlikeness(span, weights, per_channel=per_channel) for span in spans]
     for _ in range(_ROUNDS):
         moved = 0.0
-        for pair in pairs:
-            bias = biases.get(pair.first, np.zeros(1))
-            factors = _of_activations(pair, weights, bias) if per_channel else _factors(pair, weights, bias)
-            weights[pair.first] = _scale_outputs(pair.first, weights[pair.first], 1 / factors)
-            if pair.first in biases:
-                biases[pair.first] /= factors
-            weights[pair.second] = _scale_inputs(pair.second, weights[pair.second], factors)
-            pair.peaks = pair.peaks / factors
+        for span in spans:
+            factors = (_of_activations if per_channel else _factors)(span, weights, biases)
+            for node in span.producers:
+                weights[node] = _scale_outputs(node, weights[node], 1 / factors)
+                if node in biases:
+                    biases[node] /= factors
+            for node in span.consumers:
+                weights[node] = _scale_inputs(node, weights[node], factors)
+            span.peaks = {name: peaks / factors for name, peaks in span.peaks.items()}
             moved = max(moved, float(np.abs(np.log(factors)).max()))
         if moved < _SETTLED:
             break
+    for span, unlike in zip(spans, before, strict=True):
+        now = _unlikeness(span, weights, per_channel=per_channel)
+        if now != unlike:
+            report[node_key(span.producers[0])] = {
+                "writes": [node_key(node) for node in span.producers],
+                "reads": [node_key(node) for node in span.consumers],
+                "octaves_before": round(unlike, 3),
+                "octaves_after": round(now, 3),
+            }
     return with_constants(model, weights, biases)
 
 
-def _factors(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -> Array:
-    """s_i of every channel between the two layers."""
-    axis = read_layer(pair.first).axis
-    first = weights[pair.first]
-    r1 = np.abs(first).max(axis=tuple(i for i in range(first.ndim) if i != axis))
-    r2 = np.abs(_by_input(pair.second, weights[pair.second])).max(axis=1)
-    clipped = pair.peaks * _HEADROOM >= pair.bound
-    live = (r1 > 0) & (r2 > 0)
+def _look(span: Span, seen: Mapping[str, Statistic]) -> None:
+    """Puts what the samples showed into the span."""
+    for name in span.tensors:
+        peaks = seen[name]
+        if not isinstance(peaks, ChannelPeaks) or peaks.peaks is None:
+            raise TypeError(f"no channel peaks of {name} were collected")
+        span.peaks[name] = peaks.peaks.astype(np.float64)
+        span.limits[name] = span.bound if np.isfinite(span.bound) else float(span.peaks[name].max())
+
+
+def _written(node: ir.Node, weights: Array) -> Array:
+    """The largest magnitude of each output channel's weights."""
+    axis = read_layer(node).axis
+    return np.asarray(np.abs(weights).max(axis=tuple(i for i in range(weights.ndim) if i != axis)))
+
+
+def _read(node: ir.Node, weights: Array) -> Array:
+    """The largest magnitude of what each input channel meets."""
+    return np.asarray(np.abs(_by_input(node, weights)).max(axis=1))
+
+
+def _unlikeness(span: Span, weights: Mapping[ir.Node, Array], *, per_channel: bool) -> float:
+    """The standard deviation of the logarithms of what is made alike, in octaves: of weights, else of activations."""
+    ranges = [_written(node, weights[node]) for node in span.producers]
+    ranges += [_read(node, weights[node]) for node in span.consumers]
+    if per_channel:
+        ranges = list(span.peaks.values())
+    logs = [np.log2(each[each > each.max(initial=0.0) / _LARGEST]) for each in ranges]
+    return float(np.sqrt(np.mean([np.var(each) if each.size else 0.0 for each in logs])))
+
+
+def _factors(span: Span, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> Array:
+    """s_i of every channel between layers that will have one weight scale per tensor."""
+    written = [_written(node, weights[node]) for node in span.producers]
+    read = [_read(node, weights[node]) for node in span.consumers]
+    clipped = np.max([peaks * _HEADROOM for peaks in span.peaks.values()], axis=0) >= span.bound
+    live = np.all([each > 0 for each in (*written, *read)], axis=0)
     keep = clipped & live
     if keep.any():  # those that stay say what the others are measured against
-        r1, r2 = r1 / r1[keep].max(), r2 / r2[keep].max()
-    factors = np.ones(r1.size)
-    factors[live] = np.clip(np.sqrt(r1[live] / r2[live]), 1 / _LARGEST, _LARGEST)
-    if pair.limit > 0:
-        room = _HEADROOM if np.isfinite(pair.bound) else 1.0
-        factors = np.maximum(factors, pair.peaks * room / pair.limit)
-        factors = np.maximum(factors, np.minimum(1.0, np.abs(bias) / (_LARGEST_BIAS * pair.limit)))
+        written, read = ([each / each[keep].max() for each in side] for side in (written, read))
+    if len(written) + len(read) > 2:  # a channel that is dead in one layer of many says nothing about the others
+        written, read = ([np.maximum(each, each.max() / _LARGEST) for each in side] for side in (written, read))
+    factors = np.ones(live.size)
+    logs = sum(np.log(each[live]) for each in written) - sum(np.log(each[live]) for each in read)
+    factors[live] = np.clip(np.exp(logs / (len(written) + len(read))), 1 / _LARGEST, _LARGEST)
+    factors = np.maximum(factors, _smallest(span))
+    factors = np.maximum(factors, np.minimum(1.0, _of_biases(span, biases)))
     factors[clipped] = 1.0
     return factors
 
 
-def _of_activations(pair: Pair, weights: Mapping[ir.Node, Array], bias: Array) -> Array:
-    """s_i of every channel between two layers whose weights have a scale per output channel."""
-    if not is_depthwise(pair.second, weights[pair.second]) or pair.limit <= 0:
-        return np.ones(pair.peaks.size)
-    room = _HEADROOM if np.isfinite(pair.bound) else 1.0
-    factors = np.maximum(pair.peaks * room / pair.limit, 1 / _LARGEST_GROWTH)
-    factors = np.maximum(factors, np.minimum(1.0, np.abs(bias) / (_LARGEST_BIAS * pair.limit)))
+def _of_activations(span: Span, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> Array:
+    """s_i of every channel between layers whose weights have a scale per output channel."""
+    free = all(is_depthwise(node, weights[node]) for node in span.consumers)
+    if not free or not all(limit > 0 for limit in span.limits.values()):
+        return np.ones(next(iter(span.peaks.values())).size)
+    factors = np.maximum(_smallest(span), 1 / _LARGEST_GROWTH)
+    factors = np.maximum(factors, np.minimum(1.0, _of_biases(span, biases)))
     return np.minimum(factors, 1.0)
+
+
+def _smallest(span: Span) -> Array:
+    """The factors with which every channel is as large as its tensor's limit allows."""
+    room = _HEADROOM if np.isfinite(span.bound) else 1.0
+    shares = [span.peaks[name] * room / limit for name, limit in span.limits.items() if limit > 0]
+    return np.max(shares, axis=0) if shares else np.zeros(next(iter(span.peaks.values())).size)
+
+
+def _of_biases(span: Span, biases: Mapping[ir.Node, Array]) -> Array:
+    """The factors with which every bias is as large as it may be."""
+    limits = [(node, span.limits[value_name(node.outputs[0])]) for node in span.producers if node in biases]
+    shares = [np.abs(biases[node]).reshape(-1) / (_LARGEST_BIAS * limit) for node, limit in limits if limit > 0]
+    return np.max(shares, axis=0) if shares else np.zeros(1)
 
 
 def with_constants(model: ir.Model, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> ir.Model:

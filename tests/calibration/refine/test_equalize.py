@@ -14,7 +14,7 @@ import pytest
 from edgeship.calibration.graph.operators import read_layer
 from edgeship.calibration.observing.collect import expose
 from edgeship.calibration.quantize import calibrate
-from edgeship.calibration.refine.equalize import ChannelPeaks, find_pairs
+from edgeship.calibration.refine.equalize import ChannelPeaks, find_pairs, find_spans
 from edgeship.calibration.types import QuantRules
 
 GRAPHS = {
@@ -26,9 +26,16 @@ GRAPHS = {
     "c = Conv <group = 4, pads = [1,1,1,1]> (h, wd, bd) k = Relu(c) y = Conv(k, w2, b2)",
     "gemm": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) "
     "p = GlobalAveragePool(h) f = Flatten(p) y = Gemm(f, wf, bf)",
+    "linear bottleneck": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) e = Conv(a, w3, b3) r = Relu(e) "
+    "d = Conv(r, w4, b4) k = Add(a, d) y = Conv(k, w2, b2)",
+    "basic block": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) e = Conv(h, w3, b3) r = Relu(e) "
+    "d = Conv(r, w4, b4) s = Add(h, d) k = Relu(s) y = Conv(k, w2, b2)",
+    "pooled head": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) d = Conv(h, w5, b5) k = Add(h, d) "
+    "p = GlobalAveragePool(k) f = Flatten(p) y = Gemm(f, wf, bf)",
     "clip": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Clip(a, low, high) y = Conv(h, w2, b2)",
 }
-OUTPUTS = {"pooled": "[1,6,7,7]", "gemm": "[1,5]"}
+RESIDUAL = ("linear bottleneck", "basic block", "pooled head")
+OUTPUTS = {"pooled": "[1,6,7,7]", "gemm": "[1,5]", "pooled head": "[1,5]"}
 
 
 def constants() -> dict[str, np.ndarray]:
@@ -43,6 +50,12 @@ def constants() -> dict[str, np.ndarray]:
         "b2": rng.normal(size=6),
         "wd": rng.normal(size=(4, 1, 3, 3)),
         "bd": rng.normal(size=4),
+        "w3": rng.normal(size=(8, 4, 1, 1)) / unlike[:, None, None],
+        "b3": rng.normal(size=8),
+        "w4": rng.normal(size=(4, 8, 1, 1)) * unlike[:, None, None, None],
+        "b4": rng.normal(size=4) * unlike,
+        "w5": rng.normal(size=(4, 4, 1, 1)) * unlike[:, None, None, None] / unlike[:, None, None],
+        "b5": rng.normal(size=4) * unlike,
         "wf": rng.normal(size=(4, 5)),
         "bf": rng.normal(size=5),
         "low": np.float32(0),
@@ -175,17 +188,74 @@ def only(model: ir.Model, name: str) -> ir.Model:
     [
         "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Sigmoid(a) y = Conv(h, w2, b2)",
         "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Clip(a, high, high2) y = Conv(h, w2, b2)",
-        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) k = Add(h, a) y = Conv(k, w2, b2)",
+        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) k = Mul(h, a) y = Conv(k, w2, b2)",
+        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Clip(a, low, high2) k = Add(h, a) y = Conv(k, w2, b2)",
+        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) k = Add(h, b5) y = Conv(k, w2, b2)",
+        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Sigmoid(a) k = Add(h, a) y = Conv(k, w2, b2)",
+        "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) t = Transpose <perm = [0,1,3,2]> (h) m = MatMul(t, w8)"
+        " y = Conv(m, w2, b2)",
     ],
 )
 def test_nothing_is_scaled_through_other_operators_or_several_readers(
     build: Callable[..., ir.Model], equalized: Callable[[ir.Model], ir.Model], text: str
 ) -> None:
-    values = {**constants(), "high": np.float32(-1), "high2": np.float32(1)}
+    values = {**constants(), "high": np.float32(-1), "high2": np.float32(1), "w8": np.ones((8, 8), np.float32)}
+    values["b5"] = np.ones((1, 4, 1, 1), np.float32)
     used = {name: array for name, array in values.items() if f" {name}" in text.replace(")", " )")}
     model = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y) {{ {text} }}", **used)
     assert find_pairs(model, set(model.graph)) == []
     assert equalized(model) is model
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_across_residual_adds_channels_become_alike_and_the_report_says_so(
+    name: str, build: Callable[..., ir.Model], rules: QuantRules, open_float: Any, samples: Any
+) -> None:
+    used = {key: array for key, array in constants().items() if f" {key}" in GRAPHS[name]}
+    model = build(f"(float[1,3,8,8] x) => (float{OUTPUTS.get(name, '[1,6,8,8]')} y) {{ {GRAPHS[name]} }}", **used)
+    one_scale = replace(rules, weight=replace(rules.weight, axis=None))
+    seen = calibrate(model, samples(model), one_scale, open_float, refinements=("equalize",))
+    facts = seen.refinements["equalize"].report()["Conv_a"]
+    assert facts["writes"] == ["Conv_a", "Conv_d"]
+    assert facts["reads"][-1] in {"Conv_y", "Gemm_y"}
+    assert facts["octaves_after"] < 0.6 * facts["octaves_before"]
+    inputs = [_ranges_of_inputs(model, "y"), _ranges_of_inputs(seen.model, "y")]
+    if name != "pooled head":  # whose last layer was even before
+        assert np.ptp(np.log2(inputs[1])) < np.ptp(np.log2(inputs[0]))
+
+
+def _ranges_of_inputs(model: ir.Model, output: str) -> np.ndarray:
+    """The largest weight that each input channel of the layer making `output` meets."""
+    node = next(node for node in model.graph if node.outputs[0].name == output)
+    weights = np.abs(read_layer(node).weights)
+    return weights.max(axis=(0, 2, 3)) if weights.ndim == 4 else weights.max(axis=1)
+
+
+def test_per_tensor_weights_of_residual_blocks_lose_far_less_with_it(
+    build: Callable[..., ir.Model], quantized: Any, rules: QuantRules, run_exactly: Any, samples: Any
+) -> None:
+    per_tensor = replace(rules, weight=replace(rules.weight, axis=None))
+
+    def noise(model: ir.Model, *refinements: str) -> float:
+        _, qdq = quantized(model, rules=per_tensor, refinements=refinements)
+        shots = samples(model)
+        return float(
+            sum(((run_exactly(qdq, s.feeds)["y"] - run_exactly(model, s.feeds)["y"]) ** 2).sum() for s in shots)
+        )
+
+    for name in ("linear bottleneck", "basic block"):
+        used = {key: array for key, array in constants().items() if f" {key}" in GRAPHS[name]}
+        model = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y) {{ {GRAPHS[name]} }}", **used)
+        assert noise(model, "equalize") < 0.2 * noise(model)
+
+
+def test_a_residual_tensor_that_the_user_sees_stays_as_it_is(build: Callable[..., ir.Model], rules: QuantRules) -> None:
+    text = "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) k = Add(h, a) y = Conv(k, w2, b2)"
+    used = {key: array for key, array in constants().items() if f" {key}" in text}
+    inner = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y) {{ {text} }}", **used)
+    assert [span.tensors for span in find_spans(inner, set(inner.graph))] == [("a", "k")]
+    shown = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y, float[1,4,8,8] k) {{ {text} }}", **used)
+    assert find_spans(shown, set(shown.graph)) == []
 
 
 def test_peaks_merge_to_those_of_one_pass() -> None:
