@@ -84,6 +84,7 @@ class Teacher(Section):
 
     source: str = Field(min_length=1, description="PATH.py:factory, package.module:factory, model.onnx or model.pt2")
     weights: str | None = Field(default=None, description="a state dict: .safetensors, or torch's format")
+    weights_key: str | None = Field(default=None, description="which state dict of a checkpoint with several")
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of the factory")
 
 

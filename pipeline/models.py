@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from edgeship.calibration.types import Session
     from edgeship.pipeline.recipe import Recipe
     from edgeship.pipeline.torch_export import TorchSession
-
-_NESTS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
-_SAVE = "torch.save(model.state_dict(), 'weights.pt')"
 
 
 def require_torch() -> ModuleType:
@@ -79,24 +75,30 @@ def open_torch_source(recipe: Recipe) -> TorchSession:
         )
     else:
         place = path if path is not None else recipe.model.source.rpartition(":")[0]
-        source = build_module(place, factory, recipe.model.args, recipe.weights_path)
+        source = build_module(place, factory, recipe.model.args, recipe.weights_path, recipe.model.weights_key)
     return open_torch(source, recipe.input.shape, recipe.input.name)
 
 
 def build_module(
-    source: Path | str, factory: str, args: Mapping[str, Any] | None = None, weights: Path | None = None
+    source: Path | str,
+    factory: str,
+    args: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
+    key: str | None = None,
 ) -> torch.nn.Module:
     """The module that `factory(**args)` of a `.py` file (Path) or module (str) builds, with `weights`, in eval mode.
 
-    Raises InputError when the code cannot be imported, has no such factory, fails, or builds something else, and as
-    `load_weights` does.
+    `key` says where in the file of `weights` the state dict is. Raises InputError when the code cannot be imported, has
+    no such factory, fails, or builds something else, and as `load_weights` does.
     """
+    from edgeship.pipeline.state_dict import check_finite, load_weights
+
     torch = require_torch()
     model = call_factory(source, factory, args or {})
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{source}:{factory} returned {type(model).__name__}; accepted: a torch.nn.Module")
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, key)
     check_finite(model.state_dict(), weights or source)
     return model.cpu().float().eval()  # type: ignore[no-any-return]  # torch is imported late, as Any
 
@@ -166,99 +168,3 @@ def _attribute(module: ModuleType, name: str, source: Path | str) -> Any:
     close = difflib.get_close_matches(name, own, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(own)) or 'none'}"
     raise InputError(f"{source} has no function {name!r}; {hint}")
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Puts the state dict in `path` (.safetensors, or torch's format) into `model`, every key and shape matching.
-
-    `{"state_dict": ...}` around it and "module." before every key are taken off. Raises InputError for a file that is
-    missing, damaged or no state dict, listing the first keys that are missing, unexpected or of another shape.
-    """
-    loaded = _plain(read_state_dict(path))
-    own = model.state_dict()
-    problems = _mismatches(own, loaded)
-    if problems:
-        raise InputError(f"{path} does not fit the model: {'; '.join(problems)}")
-    check_finite(loaded, path)
-    model.load_state_dict({key: loaded[key] for key in own if key in loaded}, strict=False)
-
-
-def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors by name in a weights file, as they were saved. Raises InputError as `load_weights` does."""
-    torch = require_torch()
-    if not path.is_file():
-        raise InputError(f"the weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise what they like on damaged files
-        raise InputError(_unreadable(path, error)) from error
-    return _state_dict(content, path)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    text = str(error)
-    if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
-        unknown = next((line.strip() for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        return (
-            f"{path} holds Python objects besides tensors, which could run code when read, so it is refused"
-            f"{f' ({unknown[:160]})' if unknown else ''}; save the state dict alone: {_SAVE}"
-        )
-    first = (text.splitlines() or ["the file ends too early" if isinstance(error, EOFError) else "no reason given"])[0]
-    return f"{path} cannot be read as weights (damaged or another format): {type(error).__name__}: {first[:200]}"
-
-
-def _state_dict(content: Any, path: Path) -> Mapping[str, torch.Tensor]:
-    torch = require_torch()
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path} holds {type(content).__name__}, not a state dict; save one: {_SAVE}")
-    odd = [f"{key!r}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if odd:
-        raise InputError(f"{path} is not a state dict: {_few(odd)} are not tensors; save one: {_SAVE}")
-    return {str(key): value for key, value in content.items()}
-
-
-def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict without the prefixes that DataParallel and torch.compile put before every key."""
-    plain = dict(state)
-    for prefix in _PREFIXES:
-        if plain and all(key.startswith(prefix) for key in plain):
-            plain = {key.removeprefix(prefix): value for key, value in plain.items()}
-    return plain
-
-
-def _mismatches(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> list[str]:
-    # num_batches_tracked counts training steps: weights saved before PyTorch 0.4.1 lack it, and inference ignores it
-    missing = [key for key in own if key not in loaded and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in loaded if key not in own]
-    shaped = [
-        f"{key} {tuple(loaded[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in loaded and loaded[key].shape != own[key].shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
-    return [f"{len(keys)} {what}: {_few(keys)}" for what, keys in found if keys]
-
-
-def check_finite(state: Mapping[str, torch.Tensor], where: Path | str) -> None:
-    """Raises InputError naming the tensors of `state` that hold NaN or infinite values."""
-    torch = require_torch()
-    bad = [
-        f"{key} ({int((~torch.isfinite(value)).sum())} of {value.numel()} values)"
-        for key, value in state.items()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    if bad:
-        raise InputError(f"{where} has weights that are NaN or infinite: {_few(bad)}; accepted: finite numbers")
-
-
-def _few(items: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more

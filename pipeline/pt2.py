@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.models import check_finite, require_torch
+from edgeship.pipeline.models import require_torch
+from edgeship.pipeline.state_dict import check_finite
 from edgeship.pipeline.torch_export import quiet
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from edgeship.pipeline.recipe_sections import NonNegative, Positive, Range
+from edgeship.pipeline.recipe_fields import NonNegative, Positive, Range
 from edgeship.pipeline.section import Section
 from edgeship.pipeline.training_section import Training
 

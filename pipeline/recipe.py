@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Compress
 from edgeship.pipeline.quantize_section import Quantize
+from edgeship.pipeline.recipe_fields import Name, Place
 from edgeship.pipeline.recipe_sections import (
     GATES,
     Benchmark,
@@ -24,9 +25,7 @@ from edgeship.pipeline.recipe_sections import (
     Golden,
     Input,
     Model,
-    Name,
     Parity,
-    Place,
     Release,
     TargetOptions,
 )
@@ -186,7 +185,14 @@ class Recipe(Section):
         if len(whole) != 4:
             raise InputError(f"{self.path.name}: images need an input of four sides, [1, C, H, W]; seen: {list(sides)}")
         return Preprocessing(
-            shape=whole, mean=part.mean, std=part.std, resize=part.resize, crop=part.crop, color=part.color
+            shape=whole,
+            mean=part.mean,
+            std=part.std,
+            resize=part.resize,
+            crop=part.crop,
+            color=part.color,
+            interpolation=part.interpolation,
+            antialias=part.antialias,
         )
 
     def calibration_samples(self, inputs: Mapping[str, Sequence[int]] | None = None) -> Samples:

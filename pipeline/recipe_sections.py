@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PlainSerializer,
-    PlainValidator,
-    PositiveInt,
-    WithJsonSchema,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from edgeship.pipeline.recipe_fields import PerChannel, Place, Shape, Size
 from edgeship.pipeline.section import Section
 
 DataField = Literal["calibration", "evaluation", "labels", "training"]
@@ -32,92 +24,7 @@ GATES: Mapping[str, str] = {
     "int8_share.min": "smallest share of multiply-accumulates that integer kernels execute, 0..1",
 }
 """Every gate a recipe may set, and what its limit means."""
-NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 MOST_RUNS = 1_000_000
-
-
-def _shape(value: object) -> tuple[int | str, ...]:
-    accepted = 'a list of positive integers, batch first; the batch may be "dynamic", such as [1, 3, 224, 224]'
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(accepted)
-    batch, *rest = value
-    if not (batch == "dynamic" or _is_positive(batch)) or not all(_is_positive(size) for size in rest):
-        raise ValueError(accepted)
-    return tuple(value)
-
-
-def _size(value: object) -> int | tuple[int, int]:
-    if _is_positive(value):
-        return value  # type: ignore[return-value]  # checked by _is_positive
-    if isinstance(value, list | tuple) and len(value) == 2 and all(_is_positive(side) for side in value):
-        return (value[0], value[1])
-    raise ValueError("a positive integer, or [height, width]")
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(NAME, value):
-        raise ValueError("at most 100 letters (a-z), digits, '.', '_' and '-', the first a letter or digit")
-    return value
-
-
-def _per_channel(value: object) -> tuple[float, ...]:
-    items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
-        raise ValueError("a number, or one number per channel, in pixel units (0..255)")
-    return tuple(float(item) for item in items)
-
-
-def _range(value: object) -> tuple[float, float]:
-    accepted = "[low, high], finite, with low <= 0 <= high and low < high: zero must be representable"
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(accepted)
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in value):
-        raise ValueError(accepted)
-    if not value[0] <= 0 <= value[1] or value[0] == value[1]:
-        raise ValueError(accepted)
-    return float(value[0]), float(value[1])
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-_POSITIVE = {"type": "integer", "exclusiveMinimum": 0}
-Shape = Annotated[
-    tuple[int | str, ...],
-    PlainValidator(_shape),
-    PlainSerializer(_plain),
-    WithJsonSchema({"type": "array", "items": {"anyOf": [_POSITIVE, {"const": "dynamic"}]}}),
-]
-Size = Annotated[
-    int | tuple[int, int],
-    PlainValidator(_size),
-    PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [_POSITIVE, {"type": "array", "items": _POSITIVE, "minItems": 2, "maxItems": 2}]}),
-]
-Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
-Place = Annotated[str, Field(min_length=1)]
-PerChannel = Annotated[
-    tuple[float, ...],
-    PlainValidator(_per_channel),
-    PlainSerializer(_plain),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}),
-]
-
-Range = Annotated[
-    tuple[float, float],
-    PlainValidator(_range),
-    PlainSerializer(_plain),
-    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
-]
-
-
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Model(Section):
@@ -125,7 +32,10 @@ class Model(Section):
 
     source: Place = Field(description="PATH.py:factory, package.module:factory, or a model.onnx or model.pt2 file")
     weights: Place | None = Field(
-        default=None, description="a state dict (.pt) or .safetensors file for the factory's model"
+        default=None, description="a state dict (.pt), a checkpoint with one in it, or a .safetensors file"
+    )
+    weights_key: str | None = Field(
+        default=None, description='which state dict of a checkpoint with several, such as "model_ema"'
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
 
@@ -135,12 +45,19 @@ class Input(Section):
 
     name: str | None = Field(default=None, description="the input's name; the exporter's when not given")
     shape: Shape | None = Field(
-        default=None, description='batch first, NCHW; the batch may be "dynamic"; an ONNX file\'s own'
+        default=None,
+        description='batch first, NCHW (NHWC if the model has it so); the batch may be "dynamic"; an ONNX file\'s own',
     )
     mean: PerChannel = Field(default=(0.0,), description="subtracted from each pixel (0..255), per channel")
     std: PerChannel = Field(default=(1.0,), description="divides each pixel after the mean is subtracted, per channel")
     resize: Size | None = Field(default=None, description="the shorter side, or [height, width]")
     crop: Size | None = Field(default=None, description="centre crop after resizing")
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] = Field(
+        default="bilinear", description="how images are resized: Pillow's, which torchvision uses"
+    )
+    antialias: bool = Field(
+        default=True, description="false: bilinear without antialiasing, as OpenCV and tf.image.resize do it"
+    )
     color: Literal["rgb", "bgr", "gray"] = Field(
         default="rgb", description="the channel order the model was trained with"
     )

@@ -49,8 +49,14 @@ runs = 200
 """
 
 
-def recipe_text(folder: Path, model: Path | None) -> str:
-    """TOML for a model that lies at `model` and a recipe in `folder`."""
+def split_factory(model: Path | None) -> tuple[Path | None, str | None]:
+    """The file and the factory of PATH.py:factory, which a recipe says too; no factory for any other path."""
+    place, colon, factory = str(model).rpartition(":")
+    return (Path(place), factory) if colon and place.endswith(".py") and factory.isidentifier() else (model, None)
+
+
+def recipe_text(folder: Path, model: Path | None, factory: str | None = None) -> str:
+    """TOML for a model that lies at `model`, built by `factory` where it is code, and a recipe in `folder`."""
     from edgeship.targets.base import names
 
     stem = model.stem if model else folder.absolute().name
@@ -58,9 +64,9 @@ def recipe_text(folder: Path, model: Path | None) -> str:
     from_code = model is None or model.suffix == ".py"
     return TEMPLATE.format(
         name=_quoted(name),
-        source=_quoted(_source(folder, model)),
-        source_note="   # TODO PATH.py:factory, model.onnx or model.pt2" if from_code else "",
-        weights='weights = "weights.pt"   # TODO a state dict or .safetensors\n'
+        source=_quoted(_source(folder, model, factory or "build")),
+        source_note="   # TODO PATH.py:factory, model.onnx or model.pt2" if from_code and not factory else "",
+        weights='weights = "weights.pt"   # TODO a state dict, a checkpoint with one in it, or .safetensors\n'
         if not model or model.suffix == ".py"
         else "",
         input=_input(model),
@@ -68,11 +74,11 @@ def recipe_text(folder: Path, model: Path | None) -> str:
     )
 
 
-def _source(folder: Path, model: Path | None) -> str:
+def _source(folder: Path, model: Path | None, factory: str) -> str:
     if model is None:
-        return "model.py:build"
+        return f"model.py:{factory}"
     relative = Path(os.path.relpath(model.absolute(), folder.absolute())).as_posix()
-    return f"{relative}:build" if model.suffix == ".py" else relative
+    return f"{relative}:{factory}" if model.suffix == ".py" else relative
 
 
 def _input(model: Path | None) -> str:

@@ -52,6 +52,7 @@ class Expected:
 class _Seen:
     """What one pass over the samples collects."""
 
+    declared: Preprocessing | None = None
     broken: list[Finding] = field(default_factory=list)
     first: dict[bytes, str] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
@@ -79,10 +80,10 @@ class _Seen:
             self._values(name, values)
 
     def _values(self, name: str, values: Array) -> None:
-        axes = (0, *range(2, values.ndim)) if values.ndim == 4 else tuple(range(values.ndim))
-        low, high = values.min(axis=axes), values.max(axis=axes)
-        self.low[name] = np.minimum(self.low.get(name, low), low)
-        self.high[name] = np.maximum(self.high.get(name, high), high)
+        if self.declared is not None and values.shape[1:] == self.declared.shape[1:]:
+            low, high = values.min(axis=self.declared.axes), values.max(axis=self.declared.axes)
+            self.low[name] = np.minimum(self.low.get(name, low), low)
+            self.high[name] = np.maximum(self.high.get(name, high), high)
         if values.ndim == 4 and values.shape[1] in (3, 4) and values.shape[3] > 2 * values.shape[1]:
             apart = values.shape[1]
             self.next_one += float(np.abs(np.diff(values, axis=3)).mean())
@@ -96,7 +97,7 @@ def check_calibration(samples: Samples, expected: Expected | None = None) -> lis
     if len(samples) < MINIMUM:
         what = "no samples" if not len(samples) else "a single sample: a range is one image's, not the data's"
         return [Finding(WHERE, what, str(len(samples)), f"at least {MINIMUM} samples")]
-    seen = _Seen()
+    seen = _Seen(expected.declared)
     for sample in samples.unchecked():
         seen.update(sample)
     return [
@@ -131,9 +132,7 @@ def _values(seen: _Seen, declared: Preprocessing | None) -> list[Finding]:
     findings = []
     for name, low in seen.low.items():
         high = seen.high[name]
-        channels = low.size if low.ndim else 1
-        mean = np.broadcast_to(np.asarray(declared.mean, np.float64), channels)
-        std = np.broadcast_to(np.asarray(declared.std, np.float64), channels)
+        mean, std = (np.asarray(each, np.float64) for each in (declared.mean, declared.std))
         least, most = (0.0 - mean) / std, (255.0 - mean) / std
         room = OUTSIDE * (most - least)
         interval = f"[{least.min():.4g}, {most.max():.4g}], what mean and std make of pixels 0..255"

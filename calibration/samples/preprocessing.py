@@ -1,6 +1,9 @@
 """Returns a photograph as the tensor a model expects.
 
-value = (pixel - mean) / std, in pixel units (0..255), after an antialiased bilinear resize and a centre crop.
+value = (pixel - mean) / std, in pixel units (0..255), after a resize and a centre crop.
+
+The resize is Pillow's, which is antialiased and what torchvision uses; or bilinear without antialiasing, as OpenCV's
+INTER_LINEAR and tf.image.resize: of n pixels made from m, number i lies at m (i + 1/2) / n - 1/2 among them.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -20,19 +23,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Color = Literal["rgb", "bgr", "gray"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Size = int | tuple[int, int] | None
 PREFIX = "edgeship.preprocessing."
-_FIELDS = ("shape", "mean", "std", "resize", "crop", "color")
+_FIELDS = ("shape", "mean", "std", "resize", "crop", "color", "interpolation", "antialias")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image file becomes an input.
 
-    `shape` is the input's (N, C, H, W); N plays no part here (-1 for a dynamic batch). `mean` and `std` are in pixel
-    units, one value or one per channel in the order of `color`. `resize`: the short side as an int (the long one
-    follows, rounded down, as torchvision does) or (height, width). `crop`: a centred square or (height, width).
-    `resize` comes first.
+    `shape` is the input's: (N, C, H, W), or (N, H, W, C) where only the last side fits `color`; N plays no part here
+    (-1 for a dynamic batch). `mean` and `std` are in pixel units, one value or one per channel in the order of
+    `color`. `resize`: the short side as an int (the long one follows, rounded down, as torchvision does) or (height,
+    width). `crop`: a centred square or (height, width). `resize` comes first, by `interpolation`; without `antialias`
+    that is bilinear.
     """
 
     shape: tuple[int, int, int, int]
@@ -41,6 +46,8 @@ class Preprocessing:
     resize: Size = None
     crop: Size = None
     color: Color = "rgb"
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -52,13 +59,20 @@ class Preprocessing:
 
     def _check(self) -> None:
         if len(self.shape) != 4 or any(side < 1 for side in self.shape[1:]):
-            raise InputError(f"an image input has the shape (N, C, H, W) with positive C, H, W; seen: {self.shape}")
+            raise InputError(
+                f"an image input has the shape (N, C, H, W) or (N, H, W, C) with positive sides; seen: {self.shape}"
+            )
         if self.color not in ("rgb", "bgr", "gray"):
             raise InputError(f"color is {self.color!r}; accepted: rgb, bgr, gray")
-        channels = 1 if self.color == "gray" else 3
-        if self.shape[1] != channels:
+        if self.interpolation not in get_args(Interpolation):
+            raise InputError(f"interpolation is {self.interpolation!r}; accepted: {', '.join(get_args(Interpolation))}")
+        if not self.antialias and self.interpolation != "bilinear":
+            raise InputError(f'interpolation is "{self.interpolation}" without antialias; accepted without: bilinear')
+        channels = channels_of(self.color)
+        if channels not in (self.shape[1], self.shape[3]):
             raise InputError(
-                f"color {self.color} gives {channels} channels, the input's shape {self.shape} has {self.shape[1]}"
+                f"color {self.color} gives {channels} channels, and the input's shape {self.shape} has them neither at "
+                "place 1 (channels first) nor at place 3 (last); accepted: another color, or samples as arrays (.npz)"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels) or not all(math.isfinite(value) for value in values):
@@ -66,18 +80,33 @@ class Preprocessing:
         if any(value <= 0 for value in self.std):
             raise InputError(f"std is {self.std}; accepted: positive numbers in pixel units")
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the input is (N, H, W, C)."""
+        return self.shape[1] != channels_of(self.color)
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The axes of a batch that are not the channels'."""
+        return (0, 1, 2) if self.channels_last else (0, 2, 3)
+
     def apply(self, image: Image.Image) -> Array:
-        """float32 (C, H, W) of a PIL image of any mode and size. Raises InputError unless it gets the input's size."""
+        """float32 of a PIL image of any mode and size, as `shape` has it but for N.
+
+        Raises InputError unless it gets the input's size.
+        """
         pixels = np.asarray(self._fit(_in_color(image, self.color)), np.float32)
-        pixels = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         if self.color == "bgr":
-            pixels = pixels[::-1]
+            pixels = pixels[..., ::-1]
+        pixels = pixels if self.channels_last else pixels.transpose(2, 0, 1)
         if pixels.shape != self.shape[1:]:
             raise InputError(
                 f"the image has the shape {pixels.shape} after preprocessing (file: {image.height} x {image.width}, "
                 f"resize: {self.resize}, crop: {self.crop}), the input needs {self.shape[1:]}"
             )
-        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        place = (1, 1, -1) if self.channels_last else (-1, 1, 1)
+        mean, std = (np.asarray(values, np.float32).reshape(place) for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels - mean) / std, np.float32)
 
     def _fit(self, image: Image.Image) -> Image.Image:
@@ -86,7 +115,11 @@ class Preprocessing:
         if self.resize is not None:
             height, width = _resized(self.resize, image.height, image.width)
             if (height, width) != (image.height, image.width):
-                image = image.resize((width, height), Resampling.BILINEAR)
+                image = (
+                    image.resize((width, height), Resampling[self.interpolation.upper()])
+                    if self.antialias
+                    else _linear(image, (height, width))
+                )
         if self.crop is None:
             return image
         height, width = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
@@ -111,6 +144,11 @@ class Preprocessing:
             raise InputError(f"the model's metadata {PREFIX}* cannot be read: {error}; seen: {found}") from error
 
 
+def channels_of(color: str) -> int:
+    """How many channels an image of that color has."""
+    return 1 if color == "gray" else 3
+
+
 def _from_json(text: str) -> Any:
     value = json.loads(text)
     return tuple(value) if isinstance(value, list) else value
@@ -133,6 +171,20 @@ def _resized(resize: int | tuple[int, int], height: int, width: int) -> tuple[in
     if height <= width:
         return resize, max(1, resize * width // height)
     return max(1, resize * height // width), resize
+
+
+def _linear(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image in another size (height, width), each pixel from its two neighbours along each axis."""
+    from PIL import Image
+
+    values = np.asarray(image, np.float32)
+    for axis, (count, there) in enumerate(zip(size, values.shape, strict=False)):
+        place = np.clip((np.arange(count) + 0.5) * there / count - 0.5, 0, there - 1)
+        first = np.floor(place).astype(int)
+        share = (place - first).reshape([-1 if each == axis else 1 for each in range(values.ndim)])
+        second = np.minimum(first + 1, there - 1)
+        values = values.take(first, axis) * (1 - share) + values.take(second, axis) * share
+    return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
 def _in_color(image: Image.Image, color: Color) -> Image.Image:

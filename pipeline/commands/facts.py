@@ -14,20 +14,21 @@ from edgeship.pipeline.commands.files import FILE
 
 @click.command(short_help="Write a commented recipe.toml.")
 @click.argument("folder", type=FILE, default=".")
-@click.option("--model", type=FILE, help="The model the recipe is for: .onnx, .pt2 or a .py file with a factory.")
+@click.option("--model", type=FILE, help="The model the recipe is for: .onnx, .pt2, PATH.py or PATH.py:factory.")
 def init(folder: Path, model: Path | None) -> None:
     """Write a commented recipe.toml into FOLDER; an existing one is left alone."""
-    from edgeship.pipeline.recipe_template import SUFFIXES, recipe_text
+    from edgeship.pipeline.recipe_template import SUFFIXES, recipe_text, split_factory
     from edgeship.pipeline.workspace import write_atomically
 
     path = folder / "recipe.toml"
     if path.exists():
         raise InputError(f"{path} exists already; it was left as it is")
+    model, factory = split_factory(model)
     if model is not None and not model.is_file():
         raise InputError(f"there is no model {model}")
     if model is not None and model.suffix not in SUFFIXES:
         raise InputError(f"--model {model}: a recipe cannot start from it; accepted: {', '.join(SUFFIXES)}")
-    write_atomically(path, recipe_text(folder, model))
+    write_atomically(path, recipe_text(folder, model, factory))
     click.echo(f"wrote {path}; fill in what is marked with TODO, then: edgeship deploy {path}")
 
 

@@ -94,6 +94,7 @@ def convert(
     from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.pipeline.c_source import c_source
     from edgeship.pipeline.onnx_form import fix_batch
+    from edgeship.pipeline.stages.convert import border_layout
     from edgeship.pipeline.workspace import write_atomically
     from edgeship.targets.base import ConvertOptions, load
 
@@ -103,7 +104,7 @@ def convert(
     if batch:
         fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
-    options = ConvertOptions(io_layout, io_dtype, metadata)
+    options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata)
     content = chosen.convert(loaded, options)
     in_c = c_source(chosen, content, out.name) if c_array else None
     write_atomically(out, content)

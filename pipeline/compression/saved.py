@@ -44,7 +44,9 @@ def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
             "accepted: a model.source of the form PATH.py:factory or package.module:factory"
         )
     place = path if path is not None else recipe.model.source.rpartition(":")[0]
-    return build_module(place, factory, recipe.model.args, recipe.weights_path if weights else None)
+    return build_module(
+        place, factory, recipe.model.args, recipe.weights_path if weights else None, recipe.model.weights_key
+    )
 
 
 def save(recipe: Recipe, model: nn.Module, removed: Sequence[Removed], folder: Path) -> None:
@@ -72,7 +74,7 @@ def weights_file(model: nn.Module) -> bytes:
 
 def restore(recipe: Recipe, folder: Path) -> nn.Module:
     """The compressed network in eval mode: built by the recipe's factory, cut, and given its weights."""
-    from edgeship.pipeline.models import load_weights
+    from edgeship.pipeline.state_dict import load_weights
 
     model = build_dense(recipe, weights=False)
     for each in read_removed(folder / ARCHITECTURE):

@@ -105,4 +105,5 @@ def _open(recipe: Recipe, section: TeacherSection) -> Teacher:
         return TorchTeacher(program.module(check_guards=False), size if isinstance(size, int) else None)
     source = recipe.resolve(place, "compress.distill.teacher.source") if place.endswith(".py") else place
     weights = None if section.weights is None else recipe.resolve(section.weights, "compress.distill.teacher.weights")
-    return TorchTeacher(build_module(source, factory, section.args, weights).requires_grad_(False))
+    module = build_module(source, factory, section.args, weights, section.weights_key)
+    return TorchTeacher(module.requires_grad_(False))

@@ -85,7 +85,10 @@ def _share(results: Mapping[str, Any]) -> str:
 def _preprocessing(given: Mapping[str, Any]) -> list[str]:
     steps = []
     if given.get("resize"):
-        steps.append(f"resize to {given['resize']} (the shorter side, or height and width)")
+        how = given.get("interpolation", "bilinear") + (
+            ", antialiased" if given.get("antialias", True) else ", without antialiasing"
+        )
+        steps.append(f"resize to {given['resize']} (the shorter side, or height and width), {how}")
     if given.get("crop"):
         steps.append(f"centre crop of {given['crop']}")
     steps.append(f"channels {given.get('color')}")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeship.calibration.errors import UnsupportedError
+from edgeship.calibration.errors import InputError, UnsupportedError
+from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.pipeline.artifacts import artifact_path
 from edgeship.pipeline.c_source import c_source
 from edgeship.pipeline.quantizing.forms import weights_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgeship.calibration.types import Finding
     from edgeship.pipeline.recipe import Recipe
-    from edgeship.targets.base import Target
+    from edgeship.targets.base import IoLayout, Target
 
 
 def run(context: StageContext) -> None:
@@ -65,7 +66,7 @@ def run(context: StageContext) -> None:
             "fp32": artifact_path(name, "fp32"),
             "fp32_bytes": fp32.stat().st_size,
             "weights": weights_of(quantized[scheme]) or recipe.weight_scheme(name),
-            "io_layout": options.io_layout,
+            "io_layout": recipe.targets[name].io_layout,
             "io_dtype": options.io_dtype,
         }
     context.progress(len(targets), len(targets), "done")
@@ -99,7 +100,25 @@ def options_for(recipe: Recipe, target: str, model: ir.Model, more: Mapping[str,
     wanted = recipe.targets[target]
     carried = {key: value for key, value in model.metadata_props.items() if key.startswith("edgeship.")}
     metadata = {**carried, "edgeship.version": _version(), "edgeship.model": recipe.name, **_release(recipe), **more}
-    return ConvertOptions(io_layout=wanted.io_layout, io_dtype=wanted.io_dtype, metadata=metadata)
+    return ConvertOptions(
+        io_layout=border_layout(carried, wanted.io_layout), io_dtype=wanted.io_dtype, metadata=metadata
+    )
+
+
+def border_layout(metadata: Mapping[str, str], wanted: IoLayout | None) -> IoLayout | None:
+    """What to ask of a target so that images lie as `wanted`; targets take a model's own order for channels first.
+
+    Raises InputError where a model that itself takes images with channels last should take them otherwise.
+    """
+    own = Preprocessing.from_metadata(metadata)
+    if wanted is None or own is None or not own.channels_last:
+        return wanted
+    if wanted == "nchw":
+        raise InputError(
+            f'io_layout is "nchw", and the model itself takes images with channels last {list(own.shape)}; '
+            'accepted: "nhwc", or no io_layout'
+        )
+    return "nchw"
 
 
 def _release(recipe: Recipe) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.samples.preprocessing import channels_of
 from edgeship.calibration.types import Array, Session
 from edgeship.pipeline.source_files import source_files
 from edgeship.pipeline.stage import ModelOutput, Stage, StageContext
@@ -161,8 +162,8 @@ def _preprocessing_facts(recipe: Recipe, model: ir.Model) -> dict[str, str]:
     sizes = [size if isinstance(size, int) else -1 for size in value.shape or ()]
     if len(sizes) != 4 or (recipe.data.calibration or "").lower().endswith(".npz"):
         return {}
-    channels = 1 if recipe.input.color == "gray" else 3
-    return recipe.preprocessing(sizes).to_metadata() if sizes[1] == channels else {}
+    fits = channels_of(recipe.input.color) in (sizes[1], sizes[3])
+    return recipe.preprocessing(sizes).to_metadata() if fits else {}
 
 
 def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:

@@ -99,7 +99,9 @@ def _input(writer: _Writer, border: Border, metadata: Mapping[str, str]) -> int:
         if f"edgeship.preprocessing.{key}" in metadata
     }
     slots: dict[int, Any] = {0: writer.text(border.name)}
-    is_image = len(border.shape) == 4 and border.channels_last and border.shape[3] in (1, 3)
+    declared = json.loads(metadata.get("edgeship.preprocessing.shape", "[]"))
+    as_the_model = declared[1:] == list(border.shape[1:])  # of a model that itself has channels last
+    is_image = len(border.shape) == 4 and border.shape[3] in (1, 3) and (border.channels_last or as_the_model)
     if not is_image or len(given) != 3:
         slots[3] = _content(writer, _FEATURE_PROPERTIES, writer.table({}))  # content
         return writer.table(slots)

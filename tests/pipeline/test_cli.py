@@ -152,6 +152,14 @@ def test_init_writes_a_recipe_that_loads_for_any_kind_of_model(tmp_path: Path, n
     assert recipe.name == ("net" if name else "new-folder")
 
 
+def test_init_takes_the_factory_as_a_recipe_says_it(tmp_path: Path) -> None:
+    from edgeship.pipeline.recipe import load_recipe
+
+    (tmp_path / "net.py").write_text("")
+    assert run("init", tmp_path, "--model", f"{tmp_path / 'net.py'}:resnet").exit_code == 0
+    assert load_recipe(tmp_path / "recipe.toml").source_factory == "resnet"
+
+
 def test_init_asks_for_sides_that_a_model_leaves_open(tmp_path: Path, model: Path) -> None:
     proto = onnx.load(model)
     for place in (0, 2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.models import build_module, load_weights, read_state_dict
+from edgeship.pipeline.models import build_module
 from edgeship.pipeline.pt2 import load_exported
+from edgeship.pipeline.state_dict import load_weights, read_state_dict
 
 SOURCE = """
 import torch
@@ -125,12 +128,37 @@ def _nested(state: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
 
 
-@pytest.mark.parametrize("wrap", [dict, _nested], ids=["plain", "nested with prefixes"])
+def _training_run(state: dict[str, Any]) -> dict[str, Any]:
+    """What training scripts save, with the types that they save beside the weights."""
+    beside = {"args": argparse.Namespace(lr=0.1, output=Path("runs")), "best": np.float64(0.9), "step": np.int64(7)}
+    optimizer = {"state": {0: {"momentum": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    return {"net": {f"model.net.{key}": value for key, value in state.items()}, "optimizer": optimizer, **beside}
+
+
+def _averaged(state: dict[str, Any]) -> dict[str, Any]:
+    return {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [dict, _nested, _training_run, _averaged],
+    ids=["plain", "nested with prefixes", "of a training run", "averaged"],
+)
 def test_a_state_dict_is_loaded_into_the_model(model: torch.nn.Module, source: Path, tmp_path: Path, wrap: Any) -> None:
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pt")
     loaded = build_module(source, "build", weights=tmp_path / "weights.pt")
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_of_several_state_dicts_the_recipe_says_which(model: torch.nn.Module, tmp_path: Path) -> None:
+    path, state = tmp_path / "checkpoint.pt", model.state_dict()
+    torch.save({"model": state, "model_ema": {key: value + 1 for key, value in state.items()}}, path)
+    with pytest.raises(InputError, match=r"several state dicts: model, model_ema; .* model\.weights_key"):
+        read_state_dict(path)
+    with pytest.raises(InputError, match=r"no state dict under 'ema'.*there are: model, model_ema"):
+        read_state_dict(path, "ema")
+    assert torch.equal(read_state_dict(path, "model_ema")["2.bias"], state["2.bias"] + 1)
 
 
 def test_safetensors_are_loaded_into_the_model(model: torch.nn.Module, source: Path, tmp_path: Path) -> None:
@@ -171,7 +199,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 
 def test_a_pickled_module_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(InputError, match=r"save the state dict alone: torch\.save"):
+    with pytest.raises(InputError, match=r"refused \(torch\.nn\.\S+Linear\); save the state dict alone: torch\.save"):
         read_state_dict(tmp_path / "model.pt")
 
 

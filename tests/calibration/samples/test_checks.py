@@ -51,6 +51,24 @@ def test_arrays_that_were_scaled_twice_are_an_error(tmp_path: Path) -> None:
     assert "uses next to nothing of the range" in finding.rule
 
 
+def test_what_is_declared_of_the_image_is_not_held_against_other_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "two.npz"
+    np.savez(path, image=(photographs() / 127.5 - 1).astype(np.float32), place=np.full((6, 2), 1e3, np.float32))
+    samples = open_samples(path, shapes={"image": (1, 3, 24, 24), "place": (1, 2)})
+    assert check_calibration(samples, Expected(DECLARED)) == []
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["as declared", "otherwise"])
+def test_arrays_with_channels_last_are_held_against_what_was_declared(tmp_path: Path, wrong: bool) -> None:
+    values = photographs().transpose(0, 2, 3, 1) / (1 if wrong else 127.5) - 1
+    declared = Preprocessing(shape=(1, 24, 24, 3), mean=DECLARED.mean, std=DECLARED.std)
+    path = tmp_path / "last.npz"
+    np.savez(path, input=values.astype(np.float32))
+    assert [finding.severity for finding in check_calibration(open_samples(path), Expected(declared))] == [
+        "error"
+    ] * wrong
+
+
 def test_nothing_is_said_of_values_where_nothing_was_declared(tmp_path: Path) -> None:
     assert check_calibration(of(tmp_path, photographs())) == []
 

@@ -397,6 +397,34 @@ def test_resize_is_pillows_antialiased_bilinear_and_the_crop_is_centred() -> Non
     np.testing.assert_array_equal(seen, resized[4:20, 2:18].transpose(2, 0, 1))
 
 
+def test_the_resize_may_be_another_of_pillows() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+    seen = Preprocessing((1, 3, 16, 16), resize=(16, 16), interpolation="bicubic").apply(image)
+    np.testing.assert_array_equal(seen, np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (61, 45)], ids=["smaller", "larger"])
+def test_the_resize_without_antialiasing_takes_the_two_nearest_pixels(size: tuple[int, int]) -> None:
+    import torch
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+    seen = Preprocessing((1, 3, *size), resize=size, antialias=False).apply(image)
+    pixels = torch.from_numpy(np.asarray(image, np.float64).transpose(2, 0, 1)[np.newaxis])
+    expected = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False)[0].numpy()
+    np.testing.assert_allclose(seen, expected, atol=0.501)  # the file's pixels are whole numbers
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_an_input_with_channels_last_holds_the_same_values(color: Any) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    count = 1 if color == "gray" else 3
+    mean = tuple(float(each) for each in range(count))
+    first = Preprocessing((1, count, 9, 7), mean, (2.0,), color=color)
+    last = Preprocessing((1, 9, 7, count), mean, (2.0,), color=color)
+    assert (first.channels_last, last.channels_last) == (False, True)
+    np.testing.assert_array_equal(last.apply(image).transpose(2, 0, 1), first.apply(image))
+
+
 def test_colors_are_in_the_order_asked_for() -> None:
     image = Image.new("RGB", (2, 2), (10, 20, 30))
     assert Preprocessing((1, 3, 2, 2), color="bgr").apply(image)[:, 0, 0].tolist() == [30, 20, 10]
@@ -416,6 +444,8 @@ def test_colors_are_in_the_order_asked_for() -> None:
         {"shape": (1, 3, 8, 8), "resize": 0},
         {"shape": (1, 3, 8, 8), "crop": (8, 8, 8)},
         {"shape": (1, 3, 8, 8), "color": "hsv"},
+        {"shape": (1, 3, 8, 8), "interpolation": "area"},
+        {"shape": (1, 3, 8, 8), "interpolation": "bicubic", "antialias": False},
     ],
 )
 def test_preprocessing_that_makes_no_sense_is_an_input_error(settings: dict[str, Any]) -> None:
