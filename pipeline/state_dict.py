@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 _SAVE = "torch.save(model.state_dict(), 'weights.pt')"
+_NUMPY_SCALAR = np.float64().__reduce__()[0]
+"""What numpy's numbers are made with when they are read; it has no public name."""
 _HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     (pathlib.PosixPath, "pathlib.PosixPath"),
     (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 calls it
-    np._core.multiarray.scalar,  # a number such as the best accuracy so far
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as numpy before 2 called it
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),  # a number such as the best accuracy so far
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy before 2 called it
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
