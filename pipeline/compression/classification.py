@@ -30,9 +30,14 @@ class Classification:
 def cross_entropy(scores: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
     """The mean loss of scores (n, classes) against the batch's labels, in float32."""
     if batch.labels is None:
-        raise InputError("the training data has no labels, and training without a teacher needs them")
+        raise InputError(
+            "the training data has no labels, and this loss learns from them; accepted: data with labels, or a teacher "
+            "alone (distill.weight = 1)"
+        )
     classes = scores.shape[1]
     low, high = int(batch.labels.min()), int(batch.labels.max())
     if low < 0 or high >= classes:
-        raise InputError(f"the training data has the labels {low}..{high}; the model has {classes} classes")
+        raise InputError(
+            f"the training data has the labels {low}..{high}; accepted: 0..{classes - 1}, the model's {classes} classes"
+        )
     return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)

@@ -26,13 +26,14 @@ from edgeship.pipeline.compression.channels import Cut
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
-from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, top1, train
+from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, scores_of, top1, train
 from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable
+from edgeship.pipeline.compression.optimizer import check_trainable
 from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
 from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, macs_goal, prunable
-from edgeship.pipeline.compression.teacher import Teacher, open_teacher
+from edgeship.pipeline.compression.teacher import Teacher, first_scores, open_teacher
 from edgeship.pipeline.compression.training_data import Tell, TrainingData, input_shape, open_training_data
 from edgeship.pipeline.training_section import Training
 
@@ -73,7 +74,8 @@ class Compressor:
         self._recipe, self._section, self._folder, self._tell = recipe, section, folder, tell
         self._example = torch.zeros(input_shape(recipe))
         dense = build_dense(recipe)
-        self._check_source(dense)
+        self._classes = first_scores("the model", self._example.shape, lambda image: scores_of(dense(image))).shape[1]
+        check_trainable(dense)
         self._result = Compressed(dense, copy.deepcopy(dense))
         self._teacher = self._open_teacher()
         with process_state().main_process_first():  # it decodes, the others read
@@ -219,13 +221,11 @@ class Compressor:
         if distill is None:
             return None
         teacher = open_teacher(self._recipe, distill.teacher, tuple(self._example.shape))
-        with torch.no_grad():
-            own = self._scores(self._result.model).shape[1]
         theirs = teacher.scores(self._example).shape[1]
-        if own != theirs:
+        if theirs != self._classes:
             raise InputError(
                 f"{self._recipe.path.name}: the teacher {distill.teacher.source} has {theirs} classes, the model has "
-                f"{own}; accepted: the same classes"
+                f"{self._classes}; accepted: the same classes"
             )
         return teacher
 
@@ -249,23 +249,6 @@ class Compressor:
             return self._loss
         outputs = distill.model_copy(update={"features": "none", "layers": ()})
         return Distillation(outputs, self._teacher, self._section.training.label_smoothing)
-
-    def _scores(self, model: nn.Module) -> Tensor:
-        from edgeship.pipeline.compression.loop import scores_of
-
-        return scores_of(model.eval()(self._example))
-
-    def _check_source(self, model: nn.Module) -> None:
-        try:
-            with torch.no_grad():
-                self._scores(model)
-        except InputError:
-            raise
-        except Exception as error:  # a user's code raises what it likes
-            raise InputError(
-                f"the model does not take an input of shape {list(self._example.shape)}: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
-            ) from error
 
 
 class _OnStudent(Hook):

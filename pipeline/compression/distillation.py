@@ -49,7 +49,7 @@ class Tapped(nn.Module):
 
 
 def tapped(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> tuple[Any, list[Tensor]]:
-    """What the model returns, and the outputs of the named modules on the way."""
+    """What the model returns, and the outputs of the named modules on the way. Raises InputError for one not called."""
     found: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
     handles = []
@@ -64,6 +64,12 @@ def tapped(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> tuple[Any
     finally:
         for handle in handles:
             handle.remove()
+    for name in layers:
+        if name not in found:
+            raise InputError(
+                f"distill.layers: the network never calls its module {name!r}; accepted: modules that are called on "
+                "the way to the output (a program from a .pt2 file calls none: give the teacher's factory)"
+            )
     return outputs, [found[name] for name in layers]
 
 
@@ -148,7 +154,8 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor, seed: int = 0) -> nn.Module:
     """The student itself, or one with taps where features are matched.
 
-    Raises InputError for a layer that neither model has, features that are no maps, or a teacher without layers.
+    Raises InputError for a layer that a model does not have or call, features that are no maps, or a teacher without
+    layers.
     """
     if settings.features == "none":
         return student
@@ -158,14 +165,14 @@ def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor
             'or features = "none"'
         )
     adapters: list[nn.Conv2d] = []
-    models = {"student": student, "teacher": teacher.module}
+    models = {"student": student.eval(), "teacher": teacher.module}
     for pair in settings.layers:
         shapes = []
         for (who, model), name in zip(models.items(), pair, strict=True):
             if name not in dict(model.named_modules()):
                 raise InputError(f"distill.layers: the {who} has no module {name!r}")
             with torch.no_grad():
-                feature = tapped(model.eval(), [name], example)[1][0]
+                feature = tapped(model, [name], example)[1][0]
             if not isinstance(feature, Tensor) or feature.dim() != 4:
                 raise InputError(f"distill.layers: {name!r} of the {who} gives no feature maps [n, channels, h, w]")
             shapes.append(feature.shape)

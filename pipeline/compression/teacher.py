@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,49 +35,52 @@ class TorchTeacher:
     def scores(self, inputs: Tensor) -> Tensor:
         """The class scores; a program exported for one batch size gets its inputs in parts of that size."""
         self.module.to(inputs.device)
-        if self._batch is None or len(inputs) == self._batch:
-            return scores_of(self.module(inputs))
-        if len(inputs) % self._batch:
-            raise InputError(f"the teacher takes batches of {self._batch}; a batch of {len(inputs)} is no multiple")
-        return torch.cat([scores_of(self.module(part)) for part in torch.split(inputs, self._batch)])
+        return _in_parts(lambda part: scores_of(self.module(part)), inputs, self._batch or len(inputs))
 
 
 class OnnxTeacher:
     """An ONNX file, run by ONNX Runtime."""
 
     def __init__(self, session: Session, path: Path) -> None:
-        self._session, self._path = session, path
+        self._session = session
         if len(session.inputs) != 1:
             raise InputError(f"the teacher {path} has {len(session.inputs)} inputs; accepted: one")
 
     def scores(self, inputs: Tensor) -> Tensor:
         """The class scores; a file of a fixed batch gets its inputs in parts of that size."""
-        info = self._session.inputs[0]
-        size = info.shape[0] if info.shape[0] > 0 else len(inputs)
-        if len(inputs) % size:
-            raise InputError(f"the teacher {self._path} takes batches of {size}; seen: {len(inputs)} samples")
-        parts = [self._first(part.numpy()) for part in torch.split(inputs.cpu(), size)]
-        return scores_of(torch.from_numpy(np.concatenate(parts))).to(inputs.device)
+        size = self._session.inputs[0].shape[0]
+        return _in_parts(self._first, inputs.cpu(), size if size > 0 else len(inputs)).to(inputs.device)
 
-    def _first(
-        self, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        outputs = self._session.run({self._session.inputs[0].name: values})
-        return outputs[self._session.outputs[0].name]
+    def _first(self, inputs: Tensor) -> Tensor:
+        outputs = self._session.run({self._session.inputs[0].name: inputs.numpy()})
+        return scores_of(torch.from_numpy(outputs[self._session.outputs[0].name]))
+
+
+def _in_parts(scores: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+    """The scores of all inputs from a model that takes `size` at a time; zeros fill the last part up."""
+    found = []
+    for part in torch.split(inputs, size):
+        filling = part.new_zeros(size - len(part), *part.shape[1:])
+        found.append(scores(torch.cat([part, filling]))[: len(part)])
+    return torch.cat(found)
+
+
+def first_scores(who: str, shape: Sequence[int], scores: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `scores` makes of one sample of `shape`. Raises InputError that names `who` where it does not take it."""
+    try:
+        with torch.no_grad():
+            return scores(torch.zeros(list(shape)))
+    except InputError:
+        raise
+    except Exception as error:  # a user's code raises what it likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{who} does not take an input of shape {list(shape)}: {reason}") from error
 
 
 def open_teacher(recipe: Recipe, section: TeacherSection, shape: Sequence[int]) -> Teacher:
     """The teacher of a recipe, tried on one sample of `shape`. Raises InputError where it does not take it."""
     teacher = _open(recipe, section)
-    try:
-        teacher.scores(torch.zeros(list(shape)))
-    except InputError:
-        raise
-    except Exception as error:  # a user's code raises what it likes
-        raise InputError(
-            f"the teacher {section.source} does not take an input of shape {list(shape)}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+    first_scores(f"the teacher {section.source}", shape, teacher.scores)
     return teacher
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,16 +143,21 @@ def test_any_model_that_a_recipe_can_name_is_a_teacher(tmp_path: Path) -> None:
     example = torch.zeros(2, 3, 8, 8)
     dynamic = torch.export.export(torch_teacher.module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(dynamic, tmp_path / "dynamic.pt2")
-    torch.export.save(torch.export.export(torch_teacher.module, (example[:1],)), tmp_path / "fixed.pt2")
+    for batch in (1, 4):
+        inputs = torch.zeros(batch, 3, 8, 8)
+        torch.export.save(torch.export.export(torch_teacher.module, (inputs,)), tmp_path / f"of-{batch}.pt2")
     from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.torch_export import export_torch, open_torch
 
-    for name, batch in (("dynamic", "dynamic"), ("fixed", 1)):
-        session = open_torch(torch_teacher.module, (batch, 3, 8, 8))
+    for name, size in (("dynamic", "dynamic"), ("of-1", 1)):
+        session = open_torch(torch_teacher.module, (size, 3, 8, 8))
         (tmp_path / f"{name}.onnx").write_bytes(to_bytes(export_torch(session).model))
+    fours = onnx.load(tmp_path / "dynamic.onnx")
+    fours.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(fours, tmp_path / "of-4.onnx")
     inputs = torch.randn(6, 3, 8, 8)
     expected = torch_teacher.scores(inputs)
-    for name in ("dynamic.pt2", "fixed.pt2", "dynamic.onnx", "fixed.onnx"):
+    for name in ("dynamic.pt2", "of-1.pt2", "of-4.pt2", "dynamic.onnx", "of-1.onnx", "of-4.onnx"):
         found = open_teacher(recipe, Teacher(source=name), (1, 3, 8, 8)).scores(inputs)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -176,6 +182,12 @@ def test_a_teacher_that_does_not_fit_is_refused(make_net: Make, striped: Make, t
         tap(make_net(), TorchTeacher(make_net()), hint, EXAMPLE)
     with pytest.raises(InputError, match="accepted: a PyTorch teacher"):
         tap(make_net(), Counting(make_net()), hint, EXAMPLE)
+    never_called = Tapped(make_net(), ())  # its `adapters`
+    with pytest.raises(InputError, match=r"never calls its module 'adapters'; accepted: .* teacher's factory"):
+        tap(never_called, TorchTeacher(make_net()), hint.model_copy(update={"layers": (("adapters", "0"),)}), EXAMPLE)
+    program = torch.export.export(make_net().eval(), (EXAMPLE,)).module(check_guards=False)
+    with pytest.raises(InputError, match="never calls its module '0'"):
+        tap(make_net(), TorchTeacher(program, 1), hint.model_copy(update={"layers": (("0", "0"),)}), EXAMPLE)
     flat = hint.model_copy(update={"layers": (("7", "7"),)})
     with pytest.raises(InputError, match="'7' of the student gives no feature maps"):
         tap(make_net(), TorchTeacher(make_net()), flat, EXAMPLE)
