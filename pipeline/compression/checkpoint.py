@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,16 @@ def seed_everything(seed: int, epoch: int) -> None:
     torch.manual_seed(mixed)
     np.random.seed(mixed)  # the global generator is what users draw from
     random.seed(mixed)
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """A while in which every generator starts at `seed`, so that a loader gone through draws the same numbers each
+    time; the state from before comes back.
+    """
+    before = random_state()
+    seed_everything(seed, 0)
+    try:
+        yield
+    finally:
+        restore_random_state(before)

@@ -23,6 +23,7 @@ from edgeship.pipeline.compress_sections import Compress, Prune
 from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
 from edgeship.pipeline.compression.batches import ArrayBatches
 from edgeship.pipeline.compression.channels import Cut
+from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
@@ -53,7 +54,6 @@ class Compressed:
     removed: list[Removed] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,6 +65,11 @@ class Compressed:
     def blocks(self) -> list[str]:
         """The blocks that were taken out."""
         return [block for each in self.removed for block in each.blocks]
+
+    @property
+    def left_dense(self) -> dict[str, str]:
+        """The layers whose channels had to stay, with the reason."""
+        return {layer: reason for each in self.removed for layer, reason in each.left_dense.items()}
 
 
 class Compressor:
@@ -118,7 +123,8 @@ class Compressor:
         """Blocks, with kind = "mixed" also channels."""
         precision = self._section.training.precision
         removal = Removal(self._result.model, self._example, prune, precision, self._tell)
-        has_labels = next(iter(self._data.training.epoch(0))).labels is not None
+        with seeded():
+            has_labels = next(iter(self._data.training.epoch(0))).labels is not None
         loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
         if prune.ratio is None:
             return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training)
@@ -134,15 +140,15 @@ class Compressor:
     def _chosen_channels(self, dense: nn.Module, prune: Prune, step: int) -> Removed:
         model = self._result.model
         found = prunable(model, self._example, prune)
-        self._result.kept.update(found.kept)
         evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
         scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
         ranking = Ranking(found.groups, scores, prune)
         if prune.ratio is None:
             goal = self._goal(dense, prune, step / prune.steps)
-            return Removed(cuts=tuple(ranking.reach(model, self._example, goal)))
+            return Removed(cuts=tuple(ranking.reach(model, self._example, goal)), left_dense=found.kept)
         left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
-        return Removed(cuts=tuple(ranking.remove_share(prune.ratio / prune.steps / left)))
+        cuts = ranking.remove_share(prune.ratio / prune.steps / left)
+        return Removed(cuts=tuple(cuts), left_dense=found.kept)
 
     def _goal(self, dense: nn.Module, prune: Prune, part: float) -> Goal:
         """The goal of a step: this part of the way from the dense network to the recipe's goal."""
@@ -180,12 +186,11 @@ class Compressor:
     def _prune_softly(self, prune: Prune) -> None:
         model = self._result.model
         found = prunable(model, self._example, prune)
-        self._result.kept.update(found.kept)
         hook = SoftPruning(found.groups, prune)
         self._train("training", self._section.training, [hook])
         cuts = hook.cuts(model)
         zero_channels(model, found.groups, cuts)
-        removed = Removed(cuts=tuple(cuts))
+        removed = Removed(cuts=tuple(cuts), left_dense=found.kept)
         removed.take_from(model, self._example)
         self._result.removed.append(removed)
 

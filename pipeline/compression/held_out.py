@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compression.checkpoint import seeded
 
 if TYPE_CHECKING:
     from edgeship.calibration.learned.graph import TorchGraph
@@ -105,6 +106,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@seeded()
 @torch.no_grad()
 def standing(  # noqa: PLR0913, PLR0917 - what, against what, on what, where, by what, and who watches
     model: nn.Module,
@@ -116,6 +118,7 @@ def standing(  # noqa: PLR0913, PLR0917 - what, against what, on what, where, by
 ) -> tuple[Standing, int]:
     """How the model stands on all samples of `data`, `loss` told where there is one, and how many they are.
 
+    A loader that draws numbers draws the same ones each time, so that the parts before and after can be compared.
     `tell` hears how many of the batches are done.
     """
     was_training = model.training

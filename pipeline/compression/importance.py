@@ -26,6 +26,7 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Importance
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.channels import LAYERS, Group, Tie, channel_axis, channel_weight
+from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.loop import Loss
 from edgeship.pipeline.compression.optimizer import check_trainable
 
@@ -43,14 +44,15 @@ class Evidence:
 
 
 def gather(model: nn.Module, kind: Importance, loss: Loss, data: Batches, batches: int) -> Evidence:
-    """What `kind` needs, from the first batches of the data; the model's weights and statistics stay as they are."""
+    """What `kind` needs, from the first batches of the data, which are the same each time; the model stays as it is."""
     chosen = islice(data.epoch(0), batches)
     if kind == "magnitude":
         return Evidence()
     training = model.training
     model.eval()  # statistics of normalization stay as they are
     try:
-        return _gradients(model, loss, chosen) if kind == "taylor" else _activations(model, chosen)
+        with seeded():
+            return _gradients(model, loss, chosen) if kind == "taylor" else _activations(model, chosen)
     finally:
         model.train(training)
 

@@ -31,6 +31,7 @@ from edgeship.pipeline.compression.checkpoint import (
     read_checkpoint,
     restore_random_state,
     seed_everything,
+    seeded,
     write_checkpoint,
 )
 from edgeship.pipeline.compression.interruption import Interruption
@@ -305,9 +306,13 @@ class _Training:
         return dict(state["random"]) if self._position.step else None
 
 
+@seeded()
 @torch.no_grad()
 def top1(model: nn.Module, data: Batches, accelerator: Accelerator | None = None) -> float | None:
-    """The share of right answers in percent, every process judging some of the batches; None without labels."""
+    """The share of right answers in percent, every process judging some of the batches; None without labels.
+
+    A loader that draws numbers draws the same ones each time.
+    """
     accelerator = accelerator or make_accelerator()
     share = share_of(accelerator)
     was_training = model.training

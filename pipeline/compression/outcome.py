@@ -23,6 +23,8 @@ from edgeship.pipeline.compression.masks import sparsity
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
 from edgeship.pipeline.compression.saved import save, weights_file
 from edgeship.pipeline.compression.training_data import Tell, input_shape
+from edgeship.pipeline.flow import stage_key
+from edgeship.pipeline.stages.compress import STAGE
 from edgeship.pipeline.workspace import write_json
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def outcome(
         "after": after,
         "cuts": {each.layer: len(each.channels) for each in result.cuts},
         "blocks": result.blocks,
-        "left_dense": result.kept,
+        "left_dense": result.left_dense,
         "notes": _notes(section),
     }
     if result.cuts or result.blocks:
@@ -118,9 +120,12 @@ def _latency(recipe: Recipe, targets: Sequence[str], result: Compressed, tell: T
 def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> dict[str, Any]:
     """The record of a compression whose files are put into `folder`, all of them once it is done.
 
-    Checkpoints lie in `folder/unfinished` until then; the same call goes on from there.
+    Checkpoints lie in `folder/unfinished` until then, under a key of all that the result depends on: the same call goes
+    on from there, and one with another recipe, model or data starts anew.
     """
-    kept = folder / "unfinished"
+    asked = recipe.model_copy(update={"compress": section})
+    unfinished = folder / "unfinished"
+    kept = unfinished / stage_key(STAGE, asked, tuple(recipe.targets), {})[:16]
     state = process_state()
     if not state.is_main_process:
         tell = _silent  # the first process speaks for all
@@ -131,7 +136,7 @@ def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -
                 path.replace(folder / path.name)
     state.wait_for_everyone()
     if state.is_main_process:
-        _remove(kept)
+        _remove(unfinished)
     return facts
 
 

@@ -28,20 +28,25 @@ from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.blocks import find_blocks, remove_blocks, without_blocks
 from edgeship.pipeline.compression.channels import LAYERS, Cut, Group, Tie, silence
+from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.cost import layer_macs
 from edgeship.pipeline.compression.importance import channel_scores, gather
 from edgeship.pipeline.compression.loop import Loss, make_accelerator
-from edgeship.pipeline.compression.structured import Goal, cut, fewest_kept, prunable
+from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable
 
 Tell = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Blocks that are taken out, and channels that are cut from what is left then."""
+    """Blocks that are taken out, and channels that are cut from what is left then.
+
+    `left_dense`: the layers whose channels had to stay, with the reason.
+    """
 
     blocks: tuple[str, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    left_dense: Mapping[str, str] = field(default_factory=dict)
 
     def take_from(self, model: nn.Module, example: Tensor) -> None:
         """Changes the model in place. Raises InputError for a block, StageError for channels it cannot go without."""
@@ -125,6 +130,7 @@ class Supply:
     orders: dict[str, list[int]] = field(default_factory=dict)
     portion: int = 1
     fewest: Mapping[str, int] = field(default_factory=dict)
+    left_dense: Mapping[str, str] = field(default_factory=dict)
 
     def candidates(self) -> list[Candidate]:
         """All that may go next."""
@@ -161,9 +167,7 @@ class Removal:
     def blocks(self) -> list[str]:
         """The blocks that may go. Raises InputError where there are none."""
         found = find_blocks(self.model, self.example)
-        for each in self.settings.skip:
-            if not any(fnmatchcase(name, each) for name, _ in self.model.named_modules()):
-                raise InputError(f"prune.skip: {each!r} matches no layer of the network")
+        check_skip(self.model, self.settings)
         left = [name for name in found if not any(fnmatchcase(name, each) for each in self.settings.skip)]
         if not left and self.settings.kind == "blocks":
             reason = "prune.skip spares them all" if found else "no module gives back its input when its weights are 0"
@@ -210,7 +214,7 @@ class Removal:
                 fit = middle
             else:
                 short = middle
-        return _removed(gone[:fit])
+        return replace(_removed(gone[:fit]), left_dense=supply.left_dense)
 
     def _metered(self, goal: Goal, gone: Sequence[Candidate]) -> float:
         trial = copy.deepcopy(self.model)
@@ -225,20 +229,20 @@ class Removal:
 
     def _with_channels(self, blocks: list[str], loss: Loss, data: Batches) -> Supply:
         """The blocks, and the channels that can go, whichever blocks have gone before."""
-        found = [
-            _at_home(each, blocks, self.model) for each in prunable(self.model, self.example, self.settings).groups
-        ]
-        groups = {each.name: each for each in found if each is not None}
+        found = prunable(self.model, self.example, self.settings)
+        at_home = [_at_home(each, blocks, self.model) for each in found.groups]
+        groups = {each.name: each for each in at_home if each is not None}
         kind = self.settings.ranked_by
         evidence = gather(self.model, kind, loss, data, self.settings.batches)
         scores = {name: channel_scores(self.model, group, kind, evidence) for name, group in groups.items()}
         orders = {name: torch.sort(each, stable=True).indices.tolist() for name, each in scores.items()}
         fewest = {name: fewest_kept(group.size, self.settings) for name, group in groups.items()}
-        return Supply(list(blocks), groups, orders, self.settings.round_to, fewest)
+        return Supply(list(blocks), groups, orders, self.settings.round_to, fewest, found.kept)
 
     def _in_order(self, supply: Supply, loss: Loss, data: Batches) -> Iterator[Candidate]:
         """What goes first, second, ...: the module's docstring says how it is chosen."""
-        batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
+        with seeded():
+            batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
         trial = copy.deepcopy(self.model)
         extent = Extent(trial, self.example, self._unit())
         bounds: dict[str, float] = {}

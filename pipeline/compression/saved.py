@@ -96,8 +96,11 @@ def read_removed(path: Path) -> list[Removed]:
             Removed(
                 tuple(str(block) for block in each["blocks"]),
                 tuple(Cut(one["layer"], tuple(int(channel) for channel in one["channels"])) for one in each["cuts"]),
+                {str(layer): str(reason) for layer, reason in each["left_dense"].items()},
             )
             for each in found["removed"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read: {type(error).__name__}: {error}; accepted: the file as compression wrote it"
+        ) from error

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.cli import cli
 from edgeship.pipeline.compression.compressor import Compressor, compress
+from edgeship.pipeline.compression.outcome import compress_into
 from edgeship.pipeline.compression.saved import restore
 from edgeship.pipeline.compression.training_data import open_training_data
 from edgeship.pipeline.pt2 import load_exported
@@ -223,11 +224,46 @@ def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(kind: st
         with pytest.raises(ConnectionAbortedError):
             compress(recipe, recipe.compress, folder / "cut", killed_at(place))
     resumed = compress(recipe, recipe.compress, folder / "cut", tell)
-    assert (resumed.cuts, resumed.blocks) == (whole.cuts, whole.blocks)
+    assert (resumed.cuts, resumed.blocks, resumed.left_dense) == (whole.cuts, whole.blocks, whole.left_dense)
+    assert whole.left_dense or kind == "blocks"
     assert whole.cuts or whole.blocks
     assert resumed.history == whole.history
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_killed_run_is_not_taken_for_one_that_was_asked_for_something_else(folder: Path) -> None:
+    def killed(*_: Any) -> None:
+        said.append(1)
+        if len(said) == 96 + 32 + 3:  # the samples are decoded, the channels are cut
+            raise ConnectionAbortedError
+
+    said: list[int] = []
+    first, second = (recipe_of(folder, f"compress.prune.ratio={ratio}") for ratio in (0.3, 0.5))
+    assert first.compress is not None
+    assert second.compress is not None
+    with pytest.raises(ConnectionAbortedError):
+        compress_into(first, first.compress, folder / "out", killed)
+    assert list((folder / "out" / "unfinished").rglob("removed.json"))
+    found = compress_into(second, second.compress, folder / "out", tell)["cuts"]
+    assert found == compress_into(second, second.compress, folder / "fresh", tell)["cuts"]
+    assert not (folder / "out" / "unfinished").exists()
+
+
+def test_what_a_shuffled_loader_shows_first_is_the_same_each_time(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(RECIPE.replace('training = "train.npz"', 'loaders = "loaders.py:loaders"'))
+    recipe = recipe_of(folder, "compress.prune.ratio=0.4", "compress.prune.batches=1", "compress.training.epochs=1")
+    assert recipe.compress is not None
+    own = "    with torch.random.fork_rng():\n        torch.manual_seed(3)\n        return Net(classes)\n"
+    (folder / "model.py").write_text(MODEL[: MODEL.index("    torch.manual_seed(3)")] + own)
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        result = compress(recipe, recipe.compress, folder / str(seed), tell)
+        assert torch.equal(before, torch.get_rng_state())
+        states.append((result.cuts, result.history, result.held_out))
+    assert states[0] == states[1]
 
 
 def test_unstructured_zeros_reach_the_exported_model(folder: Path) -> None:
