@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FED = "__fed"
 MOVERS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that compute nothing. An artifact may hold their outputs in an order of its own (and its weights too)."""
 
+ACTIVATIONS = ("Clip", "Relu")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -39,12 +40,32 @@ class Boundary:
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """How far one layer's output is from the reference's, in steps."""
+    """How far one layer's output is from the reference's, in steps.
+
+    `signed_steps`: the mean with its sign, which rounding that only falls differently leaves at 0. `off`: the share of
+    elements that differ.
+    """
 
     name: str
     operator: str
-    max_steps: float
-    mean_steps: float
+    elements: int = 0
+    max_steps: float = 0.0
+    mean_steps: float = 0.0
+    signed_steps: float = 0.0
+    off: float = 0.0
+
+    def with_image(self, steps: Array) -> LayerDifference:
+        """The same with one more image's differences."""
+        count = self.elements + steps.size
+        kept, new = self.elements / count, steps.size / count
+        return replace(
+            self,
+            elements=count,
+            max_steps=max(self.max_steps, float(np.abs(steps).max())),
+            mean_steps=kept * self.mean_steps + new * float(np.abs(steps).mean()),
+            signed_steps=kept * self.signed_steps + new * float(steps.mean()),
+            off=kept * self.off + new * float((np.abs(steps) > 0.5).mean()),
+        )
 
 
 def layer_differences(
@@ -66,7 +87,7 @@ def layer_differences(
     found = [b for b in boundaries if {b.real, b.seen} & names]
     whole, cut = _session(_cut(proto, found, fed=False)), _session(_cut(proto, found, fed=True))
     layouts: dict[str, tuple[int, ...]] = {}
-    worst: dict[str, list[float]] = {}
+    rows = {b.seen: LayerDifference(b.seen, b.operator) for b in found}
     described = description(load_file(artifact))
     for image in images:
         seen = in_onnx_order(described, session.run({"input": image}))
@@ -79,12 +100,9 @@ def layer_differences(
         own = {info.name for info in cut.get_inputs()}
         results = cut.run([b.seen for b in found], {k: v for k, v in {**feeds, "input": image}.items() if k in own})
         for boundary, result in zip(found, results, strict=True):
-            steps = np.abs(feeds[boundary.seen + FED] - result) / boundary.scale
-            entry = worst.setdefault(boundary.seen, [0.0, 0.0])
-            entry[0], entry[1] = max(entry[0], float(steps.max())), entry[1] + float(steps.mean()) / len(images)
-    operators = {b.seen: b.operator for b in found}
-    rows = [LayerDifference(name, operators[name], *values) for name, values in worst.items()]
-    return sorted(rows, key=lambda row: -row.max_steps), len(boundaries) - len(found)
+            steps = (feeds[boundary.seen + FED] - result) / boundary.scale
+            rows[boundary.seen] = rows[boundary.seen].with_image(steps)
+    return sorted(rows.values(), key=lambda row: -row.max_steps), len(boundaries) - len(found)
 
 
 def _boundaries(graph: onnx.GraphProto) -> list[Boundary]:
@@ -103,8 +121,15 @@ def _boundaries(graph: onnx.GraphProto) -> list[Boundary]:
         maker = makers.get(real)
         if maker is not None and maker.op_type not in MOVERS:  # without a maker it is the model's input, quantized
             scale, zero_point = constants[node.input[1]], constants[node.input[2]]
-            found.append(Boundary(real, seen, float(scale), int(zero_point), maker.op_type, shapes[seen]))
+            found.append(Boundary(real, seen, float(scale), int(zero_point), _kind(maker, makers), shapes[seen]))
     return found
+
+
+def _kind(maker: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> str:
+    """The operator, and in front of an activation the one that it is computed with."""
+    before = makers.get(maker.input[0])
+    fused = maker.op_type in ACTIVATIONS and before is not None and before.op_type != "DequantizeLinear"
+    return f"{before.op_type}+{maker.op_type}" if fused and before is not None else maker.op_type
 
 
 def _expose(artifact: Path, probe: Path) -> set[str]:

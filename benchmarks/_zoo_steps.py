@@ -171,7 +171,14 @@ def compare_layers(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
 
     images = [image[None] for image in trial.test_images()[:LAYER_IMAGES]]
     rows, unseen = layer_differences(source, path, images, path.parent)
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        entry = kinds.setdefault(row.operator, [0, 0, 0.0, 0.0, 0.0])
+        entry[:2] = entry[0] + 1, entry[1] + row.elements
+        entry[2:4] = entry[2] + row.signed_steps * row.elements, entry[3] + row.off * row.elements
+        entry[4] = max(entry[4], abs(row.signed_steps))
     return {
+        "operators": kinds,
         "max_steps": max((row.max_steps for row in rows), default=float("nan")),
         "layers": len(rows),
         "not_found": unseen,

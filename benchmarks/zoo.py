@@ -238,6 +238,22 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
     return not any(demands.values()) and not any(row.failures for row in rows)
 
 
+def print_operators(rows: Sequence[Row]) -> None:
+    """Prints for each kind of operator how its layers' int8 outputs differ from the reference's on the same inputs."""
+    totals: dict[str, list[float]] = {}
+    for row in rows:
+        for name, (layers, elements, signed, off, worst) in (row.get("layers int8", "operators") or {}).items():
+            entry = totals.setdefault(name, [0, 0, 0.0, 0.0, 0.0])
+            entry[:4] = (a + b for a, b in zip(entry[:4], (layers, elements, signed, off), strict=True))
+            entry[4] = max(entry[4], worst)
+    if totals:
+        print(f"\n{'operator':24} {'layers':>7} {'off by a step':>14} {'mean error':>11} {'largest of a layer':>19}")
+    for name, (layers, elements, signed, off, worst) in sorted(
+        totals.items(), key=lambda item: -item[1][3] / item[1][1]
+    ):
+        print(f"{name:24} {layers:7.0f} {off / elements:14.4%} {signed / elements:+11.5f} {worst:19.4f}")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for models and artifacts")
@@ -283,7 +299,9 @@ def main() -> int:
         for row in failed:
             print(f"{row.model}: {row.failures}")
         return int(bool(failed))
-    return 0 if print_summary(rows, int8=int8) else 1
+    met = print_summary(rows, int8=int8)
+    print_operators(rows)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ class OperatorRule:
     `fixed_output`: the output's parameters are the kernel's, not the data's.
     `check`: why the kernel cannot take this very node in int8, or None when it can.
     `symmetric`: the inputs that want the zero point 0 where they are computed (the fast kernel takes no other).
+    `misses`: of a kernel of one input that computes coarsely, how many of its input integers it maps to another integer
+    than the rounded function, given the parameters of input and output; None: none, ties aside.
     """
 
     op_type: str
@@ -132,6 +134,7 @@ class OperatorRule:
     fixed_output: FixedOutput | None = None
     check: Callable[[ir.Node], str | None] = _always
     symmetric: frozenset[int] = frozenset()
+    misses: Callable[[ir.Node, QuantParams, QuantParams], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -293,4 +296,10 @@ def _strictest_operator(op_type: str, every: Sequence[QuantRules]) -> OperatorRu
         return None
 
     symmetric = frozenset[int]().union(*(rule.symmetric for _, rule in present))
-    return OperatorRule(op_type, any(r.shares_scale for _, r in present), next(iter(fixed), None), check, symmetric)
+    coarse = [rule.misses for _, rule in present if rule.misses is not None]
+
+    def misses(node: ir.Node, x: QuantParams, y: QuantParams) -> int:
+        return sum(each(node, x, y) for each in coarse)
+
+    shares = any(rule.shares_scale for _, rule in present)
+    return OperatorRule(op_type, shares, next(iter(fixed), None), check, symmetric, misses if coarse else None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeship.calibration.types import FixedOutput
+from edgeship.calibration.types import FixedOutput, QuantParams
 from edgeship.targets.tflite.emit import Emit
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_plan import LayoutRule
@@ -37,8 +37,9 @@ class Int8:
     `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
     it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
     scale of their own. `symmetric`: computed inputs for which XNNPACK has a kernel only with zero point 0. `limits`:
-    nodes it cannot take, which then run in float. `wide`: what the kernel demands where activations have 16 bits with
-    zero point 0 (16x8); None: it takes 8 bits only.
+    nodes it cannot take, which then run in float. `misses`: how many of its 256 inputs a coarse kernel rounds to
+    another integer than the function. `wide`: what the kernel demands where activations have 16 bits with zero point 0
+    (16x8); None: it takes 8 bits only.
     """
 
     shares_scale: bool = False
@@ -48,6 +49,7 @@ class Int8:
     symmetric: frozenset[int] = frozenset()
     limits: tuple[Limit, ...] = ()
     wide: Int16 | None = None
+    misses: Callable[[Node, QuantParams, QuantParams], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeship.calibration.types import OperatorRule, QuantRules
+from edgeship.calibration.types import OperatorRule, QuantParams, QuantRules
 from edgeship.targets.tflite.graph import Unsupported
 from edgeship.targets.tflite.lower import single
 from edgeship.targets.tflite.op import Op
@@ -27,4 +27,12 @@ def rule(op: Op) -> OperatorRule:
         except Unsupported as error:
             return f"{error.rule} ({error.seen})" if error.seen else error.rule
 
-    return OperatorRule(op.onnx, op.int8.shares_scale, op.int8.fixed_output, check, op.int8.symmetric)
+    of_kernel = op.int8.misses
+
+    def misses(node: ir.Node, x: QuantParams, y: QuantParams) -> int:
+        return 0 if of_kernel is None else of_kernel(single(node), x, y)
+
+    int8 = op.int8
+    return OperatorRule(
+        op.onnx, int8.shares_scale, int8.fixed_output, check, int8.symmetric, misses if of_kernel else None
+    )

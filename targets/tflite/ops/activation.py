@@ -17,6 +17,7 @@ from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.fusion import activation_of
 from edgeship.targets.tflite.graph import Node
+from edgeship.targets.tflite.kernel_tables import hard_swish_misses, leaky_relu_misses
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
@@ -212,9 +213,9 @@ OPS = (
     Op("Clip", convert_clip, POINTWISE, _CLIP, _NUMBERS),
     Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT, wide=Int16(WIDE_UNIT)), REAL),
     Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT, wide=Int16(WIDE_UNIT)), REAL),
-    Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,)), REAL),
+    Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,), misses=hard_swish_misses), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
-    Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(wide=Int16()), REAL),
+    Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(wide=Int16(), misses=leaky_relu_misses), REAL),
     Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), (*REAL, narrow_broadcast)),
     Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,)), REAL),
     Op("Selu", convert_selu, POINTWISE, None, REAL),
