@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.compress_summary import compress_rows
+from edgeship.pipeline.mixed_summary import mixed_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,15 +26,12 @@ def print_summary(report: Mapping[str, Any], folder: Path, console: Console | No
     out.print(_headline(report), highlight=False)
     out.print()
     out.print(stage_table(report["stages"]))
-    if "compress" in report:
-        out.print()
-        for line in compress_rows(report["compress"]):
+    compressed = compress_rows(report["compress"]) if "compress" in report else []
+    for lines in (compressed, mixed_rows(report), training_rows(report)):
+        if lines:
+            out.print()
+        for line in lines:
             out.print(line, markup=False, soft_wrap=True)
-    trained = training_rows(report)
-    if trained:
-        out.print()
-    for line in trained:
-        out.print(line, markup=False, soft_wrap=True)
     if report["targets"]:
         out.print()
         out.print(target_table(report))

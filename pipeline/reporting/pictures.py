@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from edgeship.pipeline.mixed_summary import mixed_heading, mixed_table
 from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.distribution import Times, latency_chart, outside, silhouette_chart
 from edgeship.pipeline.reporting.facts import Facts
@@ -177,12 +178,13 @@ def _lost(share: float | None) -> str:
 
 
 def layer_tables(run: Run) -> list[Table]:
-    """Layer by layer: how far each target is from the reference, what each layer adds, and how sensitive it is."""
+    """Layer by layer: how far each target is from the reference, what each adds, what went back, and sensitivity."""
     tables = []
     for target, facts in run.detail("parity.json").items("targets"):
         rows = facts.objects("layers")
         if rows:
             tables.append(_errors(target, rows))
+    tables += _mixed(run.report)
     sensitive = run.report.at("quantization", "sensitivity")
     if sensitive.objects("layers"):
         tables.append(_sensitivity(sensitive))
@@ -209,6 +211,28 @@ def _errors(target: str, rows: list[Facts]) -> Table:
         ),
         tuple((row.number("own", "max_steps") or row.number("max_steps") or 0.0) / most for row in rows[:MOST_ROWS]),
     )
+
+
+def _mixed(report: Facts) -> list[Table]:
+    """The steps of mixed precision, where there are any that can be read; the bar is the noise that is left."""
+    facts = report.at("quantization", "mixed")
+    if not facts.objects("steps"):
+        return []
+    try:
+        heading, (names, *rows) = mixed_heading(facts.raw()), mixed_table(report.raw())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+    noise = [step.number("noise") or 0.0 for step in facts.objects("steps")]
+    return [
+        Table(
+            f"{heading[0].upper()}{heading[1:]}",
+            "Each layer that went back is the one that helped most beside those before, on the calibration samples; "
+            "figures and times are of the model up to there. The bar is the noise that is left at the outputs.",
+            names,
+            tuple(rows),
+            tuple(each / (max(noise) or 1.0) for each in noise),
+        )
+    ]
 
 
 def _sensitivity(facts: Facts) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeship.calibration.errors import StageError
+from edgeship.pipeline.mixed_summary import mixed_rows
 from edgeship.pipeline.quantizing.limits import Limits
 from edgeship.pipeline.quantizing.margins import Margins
 from edgeship.pipeline.quantizing.mixed import Mixer, Step
@@ -129,3 +130,27 @@ def test_a_shift_of_all_scores_changes_no_decision() -> None:
     margins = Margins()
     margins.update(scores, scores + 3.0)
     assert margins.expected_agreement() == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_steps_are_told_with_what_they_cost_in_time() -> None:
+    mixed = {
+        "max_drop": None,
+        "min_agreement": 0.99,
+        "min_sqnr": None,
+        "unit": "points of top-1",
+        "precision": "float",
+        "reverted": ["conv"],
+        "steps": [
+            {"reverted": None, "agreement": 0.9812, "noise": 0.01, "drop": 2.0},
+            {"reverted": "conv", "agreement": None, "noise": 0.0, "drop": None},
+        ],
+    }
+    times = [{"median_ms": 2.0, "noisy": False}, {"median_ms": 2.345, "noisy": True}]
+    report = {"quantization": {"mixed": mixed, "measured": {"mixed": {"tflite": times}}}}
+    assert mixed_rows(report) == [
+        "mixed precision (min_agreement = 0.99): 1 layer back to float",
+        "layer            agreement     SQNR  drop (points of top-1)         tflite",
+        "all in integers    98.12 %  20.0 dB                   +2.00           2 ms",
+        "conv                     -    equal                       -  2.35 ms noisy",
+    ]
+    assert mixed_rows({"quantization": {}}) == []

@@ -192,6 +192,11 @@ warmup = 1
 """
 
 
+def _printed(output: str) -> list[str]:
+    """The lines without the mark of times that scatter."""
+    return [line.removesuffix(" noisy") for line in output.splitlines()]
+
+
 @pytest.mark.parametrize("revert", ["float", "int16"])
 def test_a_recipe_with_a_limit_deploys_what_meets_it(
     spoiled: bytes, labelled: Path, tmp_path: Path, revert: str
@@ -211,6 +216,11 @@ def test_a_recipe_with_a_limit_deploys_what_meets_it(
     prices = facts["measured"]["mixed"]["onnxruntime"]
     assert [price["name"] for price in prices] == ["all int8", *back]
     assert all(price["median_ms"] > 0 for price in prices)
+    assert f"back to {revert}" in result.output
+    page = (tmp_path / "run/report.html").read_text()
+    for name in ("all in integers", *back):
+        assert any(line.startswith(name) and line.rstrip().endswith("ms") for line in _printed(result.output))
+        assert name in page
     manifest = json.loads((tmp_path / "run/9-release/manifest.json").read_text())
     assert "measured.json" not in manifest["stages"]["4-quantize"]
     again = run("deploy", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--from", "quantize")
