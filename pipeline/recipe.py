@@ -144,6 +144,17 @@ class Recipe(Section):
         return tuple(names)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in the order of the model's outputs; none without `data.classes`. Raises InputError."""
+        from edgeship.calibration.samples.image_list import read_classes
+
+        if self.data.classes is None:
+            return ()
+        beside = self.resolve(self.data.classes, "data.classes")
+        below = self.data_root / self._expand(self.data.classes, "data.classes")
+        return read_classes(beside if beside.exists() or not below.exists() else below)
+
+    @property
     def data_root(self) -> Path:
         """The folder that data files are relative to."""
         return self.resolve(self.data.root, "data.root")
@@ -262,6 +273,7 @@ class Recipe(Section):
             input_name=name,
             preprocessing=preprocessing,
             labels=self.data_path("labels") if field == "evaluation" else None,
+            class_names=self.class_names,
             shapes=inputs if is_arrays else None,
         )
 

@@ -80,6 +80,11 @@ class Data(Section):
     evaluation_samples: PositiveInt | None = Field(
         default=None, description="judge with this many, drawn with `seed`; all"
     )
+    classes: Place | None = Field(
+        default=None,
+        description="a text file with the names of the class folders, or of the labels in a CSV, a line for each, in "
+        "the order of the model's outputs; the folders' sorted names",
+    )
     labels: Place | None = Field(
         default=None, description="a CSV (file,label) that says the classes of evaluation images"
     )

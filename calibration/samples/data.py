@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.samples.file_tree import open_tree
-from edgeship.calibration.samples.image_list import list_folder, read_csv
+from edgeship.calibration.samples.image_list import Labelling, list_folder, read_csv
 from edgeship.calibration.samples.image_source import ImageSource
 from edgeship.calibration.samples.preprocessing import Color, Preprocessing
 from edgeship.calibration.types import Array
@@ -153,13 +153,15 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
     labels: str | Path | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     classes: int | None = None,
+    class_names: Sequence[str] = (),
 ) -> Samples:
     """The samples at `path`: a CSV (file[,label]), a folder of images or class folders (also in a .zip), or an .npz.
 
     A CSV's files are relative to `root`, or to the CSV's own folder. `preprocessing` is needed for images. `labels` is
     a CSV (file,label) that says the images' classes in the place of class folders or of the list. `shapes` gives the
     model's inputs and their shapes (batch ignored, -1 matches anything) to check arrays against; without it an .npz
-    needs the key `input_name`. `classes` bounds the labels.
+    needs the key `input_name`. `classes` bounds the labels,
+    `class_names` is their order, where it is not that of the class folders' sorted names.
 
     Raises InputError for what is missing, empty or does not fit. The files' contents are checked when they are read.
     """
@@ -177,7 +179,8 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
             )
         source: Source = ArraySource(place, dict(shapes) if shapes else {input_name: ()})
     else:
-        source = _images(place, base, input_name, preprocessing, Path(labels) if labels is not None else None)
+        labelling = Labelling(Path(labels) if labels is not None else None, tuple(class_names))
+        source = _images(place, base, input_name, preprocessing, labelling)
     if not len(source.names):
         raise InputError(f"{place} holds no samples")
     _check_labels(source, place, classes)
@@ -185,16 +188,16 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
 
 
 def _images(
-    place: Path, root: Path | None, input_name: str, preprocessing: Preprocessing | None, labels: Path | None
+    place: Path, root: Path | None, input_name: str, preprocessing: Preprocessing | None, labelling: Labelling
 ) -> ImageSource:
     if place.suffix.lower() == ".csv":
-        tree, files = read_csv(place, root or place.parent, labels)
+        tree, files = read_csv(place, root or place.parent, labelling)
     else:
         found = open_tree(place)
         if found is None:
             what = "holds no files" if place.exists() else "does not exist"
             raise InputError(f"{place} {what}; accepted: a folder of images, a .csv with the column file, or an .npz")
-        tree, files = found, list_folder(found, labels)
+        tree, files = found, list_folder(found, labelling)
     if preprocessing is None:
         raise InputError(
             f"{place} holds images, and nothing says how to preprocess them; give a recipe, or arrays as .npz"

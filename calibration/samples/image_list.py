@@ -22,22 +22,50 @@ class ImageFile:
     label: int | None = None
 
 
-def list_folder(tree: FileTree, labels: Path | None) -> list[ImageFile]:
-    """The images of a flat folder, or of class folders with the place of the folder's name in sorted order as label.
+@dataclass(frozen=True)
+class Labelling:
+    """Where classes come from: a CSV (file,label), and the classes' names in the order of the model's outputs."""
 
-    A CSV of labels (file,label) replaces the folders' order; it names files by path in the folder, or by name alone.
+    file: Path | None = None
+    names: tuple[str, ...] = ()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The classes' names in a text file, a line for each in the order of the model's outputs. Raises InputError."""
+    try:
+        names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    while names and not names[-1]:
+        names = names[:-1]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise InputError(f"{path} must have a name on every line, one for each class, none twice")
+    return names
+
+
+def list_folder(tree: FileTree, labelling: Labelling = Labelling()) -> list[ImageFile]:
+    """The images of a flat folder, or of class folders: a folder's label is the place of its name.
+
+    In the names of `labelling`, or else in the sorted ones. Its CSV of labels (file,label) replaces the folders' order;
+    it names files by path in the folder, or by name alone.
     """
+    classes = labelling.names
     names = [name for name in tree.files() if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not names:
         raise InputError(f"{tree.where} holds no images ({', '.join(sorted(SUFFIXES))})")
-    if labels is not None:
-        return _labelled(tree, names, labels)
+    if labelling.file is not None:
+        return _labelled(tree, names, labelling.file, classes)
     depths = {name.count("/") for name in names}
     if depths == {0}:
         return [ImageFile(name) for name in names]
     if depths == {1}:
-        classes = sorted({name.split("/")[0] for name in names})
-        place = {name: index for index, name in enumerate(classes)}
+        folders = sorted({name.split("/")[0] for name in names})
+        unknown = [folder for folder in folders if folder not in classes] if classes else []
+        if unknown:
+            raise InputError(
+                f"{tree.where} has folders that are no class: {_some(unknown)}; the classes are {_some(classes)}"
+            )
+        place = {name: index for index, name in enumerate(classes or folders)}
         return [ImageFile(name, place[name.split("/")[0]]) for name in names]
     if 0 in depths:
         nested = next(name for name in names if "/" in name)
@@ -48,8 +76,8 @@ def list_folder(tree: FileTree, labels: Path | None) -> list[ImageFile]:
     )
 
 
-def _labelled(tree: FileTree, names: Sequence[str], labels: Path) -> list[ImageFile]:
-    rows = _rows(labels)
+def _labelled(tree: FileTree, names: Sequence[str], labels: Path, classes: Sequence[str]) -> list[ImageFile]:
+    rows = _rows(labels, classes)
     if any(row.label is None for row in rows):
         raise InputError(f"{labels} has no column 'label'; accepted: a header file,label")
     label = {row.name: row.label for row in rows}
@@ -60,12 +88,13 @@ def _labelled(tree: FileTree, names: Sequence[str], labels: Path) -> list[ImageF
     return files
 
 
-def read_csv(path: Path, root: Path, labels: Path | None = None) -> tuple[FileTree, list[ImageFile]]:
+def read_csv(path: Path, root: Path, labelling: Labelling = Labelling()) -> tuple[FileTree, list[ImageFile]]:
     """The folder and the images that a CSV with the header file[,label] lists, in its order.
 
-    Another CSV of labels (file,label) takes the place of its own. Raises InputError.
+    A label is a number, or one of the names of `labelling`; its CSV (file,label) takes the place of their own.
+    Raises InputError.
     """
-    rows = _rows(path)
+    rows = _rows(path, labelling.names)
     tree = open_tree(root)
     if tree is None:
         raise InputError(f"{root}, where the files of {path} should lie, does not exist")
@@ -77,10 +106,12 @@ def read_csv(path: Path, root: Path, labels: Path | None = None) -> tuple[FileTr
     missing = [row.name for row in rows if not tree.has(row.name)]
     if missing:
         raise InputError(f"{path} lists {len(missing)} files that are not in {tree.where}: {_some(missing)}")
-    return tree, rows if labels is None else _labelled(tree, [row.name for row in rows], labels)
+    return tree, rows if labelling.file is None else _labelled(
+        tree, [row.name for row in rows], labelling.file, labelling.names
+    )
 
 
-def _rows(path: Path) -> list[ImageFile]:
+def _rows(path: Path, classes: Sequence[str]) -> list[ImageFile]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -98,14 +129,14 @@ def _rows(path: Path) -> list[ImageFile]:
         raise InputError(
             f"{path} begins with {','.join(header)[:80]!r}; accepted: a header with the column file, and label if known"
         )
-    found = [_row(path, number, header, cells) for number, cells in enumerate(table[1:], 2) if any(cells)]
+    found = [_row(path, number, header, cells, classes) for number, cells in enumerate(table[1:], 2) if any(cells)]
     repeated = sorted(_repeated(row.name for row in found))
     if repeated:
         raise InputError(f"{path} lists files twice: {_some(repeated)}")
     return found
 
 
-def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> ImageFile:
+def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str], classes: Sequence[str]) -> ImageFile:
     if len(cells) != len(header):
         raise InputError(f"{path}, line {number}: {len(cells)} columns, the header has {len(header)}")
     row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
@@ -114,10 +145,17 @@ def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -
     file = ImageFile(row["file"])
     if "label" not in row:
         return file
+    if row["label"] in classes:
+        return replace(file, label=classes.index(row["label"]))
     try:
         return replace(file, label=int(row["label"]))
     except ValueError as error:
-        raise InputError(f"{path}, line {number}: the label is {row['label']!r}; accepted: a whole number") from error
+        names = (
+            f", or a class: {_some(classes)}" if classes else ", or a class's name with a file of them (data.classes)"
+        )
+        raise InputError(
+            f"{path}, line {number}: the label is {row['label']!r}; accepted: a whole number{names}"
+        ) from error
 
 
 def _repeated(names: Iterable[str]) -> set[str]:

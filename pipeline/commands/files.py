@@ -119,10 +119,12 @@ def open_data(
     name = next(iter(inputs))
     if data.suffix == ".npz":
         return open_samples(data, input_name=name, labels=labels, shapes=inputs)
-    preprocessing = preprocessing_of(load_recipe(recipe) if recipe else None, models, inputs[name])
+    loaded = load_recipe(recipe) if recipe else None
+    preprocessing = preprocessing_of(loaded, models, inputs[name])
     if preprocessing is None:
         raise InputError(f"{data} holds images, and no model says how to preprocess them; give --recipe, or an .npz")
-    return open_samples(data, input_name=name, preprocessing=preprocessing, labels=labels)
+    class_names = loaded.class_names if loaded else ()
+    return open_samples(data, input_name=name, preprocessing=preprocessing, labels=labels, class_names=class_names)
 
 
 def _recipe_samples(recipe: Recipe, inputs: Mapping[str, Sequence[int]], *, calibration: bool) -> Samples:

@@ -144,12 +144,13 @@ def open_checked(data: Path, path: Path, model: ir.Model, recipe: Path | None, s
     from edgeship.calibration.samples.checks import Expected
     from edgeship.pipeline.artifacts import input_shapes
     from edgeship.pipeline.commands.files import open_data
-    from edgeship.pipeline.quantizing.data import checked, classes_of, guessing
+    from edgeship.pipeline.quantizing.data import checked, classes_of
+    from edgeship.pipeline.quantizing.plausibility import doubts
 
     every = open_data(data, input_shapes(path), recipe=recipe, models=[path], calibration=True)
     opened = every.take(samples, seed)
     notes = checked(opened, Expected(classes=classes_of(model)), f"--data {data}")
-    for finding in [*notes, *guessing(model, opened)]:
+    for finding in [*notes, *doubts(model, classes_of(model), opened)]:
         click.echo(f"note: {finding}", err=True)
     return opened
 

@@ -60,8 +60,11 @@ class _Made:
     facts: Mapping[str, Mapping[str, Any]]
 
 
-def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
+def _without_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
+    from edgeship.calibration.samples.checks import to_json
+    from edgeship.pipeline.artifacts import input_shapes
     from edgeship.pipeline.quantizing.calibrated import combined
+    from edgeship.pipeline.quantizing.data import data_doubts
     from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
 
     recipe, settings = context.recipe, context.recipe.quantize
@@ -71,7 +74,9 @@ def _without_data(context: StageContext, model: ir.Model, _path: Path) -> _Made:
     else:
         rules = combined(_rules(recipe))
         small = int8_weights(model, rules, recipe.weight_schemes(), overrides, per_tensor=settings.per_tensor)
-    return _Made({str(scheme): each for scheme, each in small.models.items()}, {PLAN: small.facts})
+    findings = data_doubts(recipe, model, input_shapes(path))
+    plan = {**small.facts, "findings": [str(each) for each in findings], "data": {"findings": to_json(findings)}}
+    return _Made({str(scheme): each for scheme, each in small.models.items()}, {PLAN: plan})
 
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
@@ -145,7 +150,7 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         "auto": _auto_settings(recipe) if recipe.quantize.scheme == "auto" else None,
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
-        "data": _data_digests(recipe) if recipe.quantize.mode in CALIBRATED_MODES else None,
+        "data": _data_digests(recipe),
         "training": _training_settings(recipe),
     }
 
@@ -183,9 +188,9 @@ def _auto_settings(recipe: Recipe) -> Any:
 
 
 def _data_digests(recipe: Recipe) -> list[str | None]:
-    """What ranges are chosen on, and what must not be among it."""
+    """What ranges are chosen on, and what must not be among it and says whether the model knows the data."""
     digest = recipe.data_digest("calibration")
-    if digest is None:
+    if digest is None and recipe.quantize.mode in CALIBRATED_MODES:
         raise InputError(f"{recipe.path.name}: data.calibration is not set; int8 ranges are chosen on real samples")
     return [digest, recipe.data_digest("evaluation")]
 
