@@ -5,7 +5,8 @@
 Without files, TensorFlow's own converter makes them first: Keras networks with seeded weights, calibrated on the images
 (or on noise), full int8. PYTHON is an interpreter with tf2onnx (1.16 with onnx 1.17, numpy 1 and TensorFlow 2.15 was
 tested: it does not install beside this project's onnx). Compared are all int8 constants with their scales, the number
-of operators of each kind, and the outputs for random integers, under TFLite's own kernels and XNNPACK's.
+of operators of each kind, and the outputs for random integers, under TFLite's own kernels and XNNPACK's; and, to tell
+tf2onnx's faults from edgeship's, what ONNX Runtime makes of the ONNX file between them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,15 @@ def activations() -> Any:
 
 
 def application(name: str, **options: Any) -> Callable[[], Any]:
-    """One of Keras' own networks, for images of 96 x 96."""
+    """One of Keras' own networks, for images of 96 x 96, up to its logits: softmax over random ones has few values."""
 
     def build() -> Any:
         import keras
 
         side = (96, 96, 3)
-        made = getattr(keras.applications, name)(weights=None, classes=10, input_shape=side, **options)
+        made = getattr(keras.applications, name)(
+            weights=None, classes=10, input_shape=side, classifier_activation=None, **options
+        )
         image = keras.Input(side, batch_size=1)
         return keras.Model(image, made(image))
 
@@ -115,7 +119,11 @@ def official(name: str, folder: Path, data: Path | None) -> Path:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
     model(samples[:1], training=True)
-    model.export(folder / name, verbose=False)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    image = tf.TensorSpec(model.inputs[0].shape, tf.float32, "image")  # a free batch would become shape arithmetic
+    archive.add_endpoint("serve", partial(model.__call__, training=False), [image])
+    archive.write_out(str(folder / name), verbose=False)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / name))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([sample[None]] for sample in samples)
@@ -171,7 +179,25 @@ def outputs(path: Path, feeds: list[Array], delegated: bool) -> Array:
     return np.stack(seen)
 
 
-def compare(source: Path, back: Path) -> str:
+def computed_by_onnx(path: Path, feeds: list[Array]) -> Array:
+    """The integers that the ONNX file means: what tf2onnx has lost or changed shows here."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.stack([session.run(None, {name: feed})[0].reshape(-1) for feed in feeds])
+
+
+def _apart(name: str, expected: Array, seen: Array) -> str:
+    apart = np.abs(expected.astype(int) - seen.astype(int))
+    distinct = len(np.unique(expected))
+    return f"{name}: {(apart > 0).sum()} of {apart.size} integers differ (max {apart.max()}, {distinct} values)"
+
+
+def compare(source: Path, between: Path, back: Path) -> str:
     """One line: constants that are missing, operators that differ, and how far the integers are apart."""
     model = load(source)
     shape = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].shape
@@ -185,13 +211,9 @@ def compare(source: Path, back: Path) -> str:
         f"operators {other or 'equal'}",
     ]
     for delegated in (False, True):
-        expected, seen = (outputs(path, feeds, delegated).astype(int) for path in (source, back))
-        apart = np.abs(expected - seen)
         kernels = "XNNPACK" if delegated else "builtin"
-        distinct = len(np.unique(expected))
-        parts.append(
-            f"{kernels}: {(apart > 0).sum()} of {apart.size} integers differ (max {apart.max()}, {distinct} values)"
-        )
+        parts.append(_apart(kernels, outputs(source, feeds, delegated), outputs(back, feeds, delegated)))
+    parts.append(_apart("ONNX", outputs(source, feeds, False), computed_by_onnx(between, feeds)))
     return "; ".join(parts)
 
 
@@ -210,8 +232,9 @@ def main() -> None:
         for source in sources:
             back = folder / f"{source.stem}.back.tflite"
             try:
-                back.write_bytes(TARGET.convert(ir.load(to_onnx(arguments.tf2onnx, source, folder)), ConvertOptions()))
-                print(f"{source.stem}: {compare(source, back)}", flush=True)
+                between = to_onnx(arguments.tf2onnx, source, folder)
+                back.write_bytes(TARGET.convert(ir.load(between), ConvertOptions()))
+                print(f"{source.stem}: {compare(source, between, back)}", flush=True)
             except RuntimeError as error:
                 print(f"{source.stem}: not converted: {error}", flush=True)
 

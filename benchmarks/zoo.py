@@ -3,6 +3,7 @@
     python benchmarks/zoo.py --work FOLDER                        all models, 50 images each
     python benchmarks/zoo.py --work FOLDER --models resnet vit --images 8 --skip-int8
     python benchmarks/zoo.py --work FOLDER --export-only
+    python benchmarks/zoo.py --work FOLDER --times               conversion alone, of what is there, on a quiet machine
 
 Needs EDGESHIP_DATA (or --data) with a folder of images, and torchvision 0.28.0; the published wheel does not fit a
 CPU-only torch, so it may live apart: pip install --no-deps --target SITE torchvision==0.28.0, then --torchvision SITE
@@ -149,6 +150,12 @@ def run_model(name: str, options: argparse.Namespace) -> Row:
     trial = steps.Trial(name, options.target, options.images_folder, options.calibration_images, options.images)
     exported, simple, qdq = (course.path(kind) for kind in ("onnx", "simple.onnx", f"{options.target}.qdq.onnx"))
     export = (name, options.images_folder, exported, options.torchvision)
+    if options.times:
+        for kind, source in (("fp32", simple), ("int8", qdq)):
+            target = course.path(f"{kind}.times{load(trial.target).suffix}")
+            course.step(f"convert {kind}", steps.convert, source, target, trial)
+            target.unlink(missing_ok=True)
+        return course.row
     if not course.made("export", None, exported, torchvision_models.export, *export) or options.export_only:
         return course.row
     if not course.made("simplify", exported, simple, steps.simplify, exported, simple, trial):
@@ -218,6 +225,15 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
     for row, ours in moving:
         theirs = row.get("convert fp32", "onnx_transposes")
         print(f"{row.model}: {ours} TRANSPOSE; the network needs {fewest(row, 'fp32')}, its ONNX graph has {theirs}")
+    print_times(rows, int8=int8)
+    for row in rows:
+        for step, why in row.failures.items():
+            print(f"{row.model}: {step} failed: {why}")
+    return not any(demands.values()) and not any(row.failures for row in rows)
+
+
+def print_times(rows: Sequence[Row], *, int8: bool) -> None:
+    """Prints how long conversions took, and the artifacts' overhead."""
     for kind in ("fp32", "int8") if int8 else ("fp32",):
         seconds = [value for row in rows if (value := row.get(f"convert {kind}", "seconds")) is not None]
         processor = [value for row in rows if (value := row.get(f"convert {kind}", "cpu_seconds")) is not None]
@@ -232,10 +248,6 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
                 f"{kind}: files are {min(beyond):.1%} to {max(beyond):.1%} larger than the weights and biases alone;"
                 " what int8 needs beyond those, scales and zero points per channel, is not in the column 'over'"
             )
-    for row in rows:
-        for step, why in row.failures.items():
-            print(f"{row.model}: {step} failed: {why}")
-    return not any(demands.values()) and not any(row.failures for row in rows)
 
 
 def print_operators(rows: Sequence[Row]) -> None:
@@ -267,6 +279,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="tflite")
     parser.add_argument("--skip-int8", action="store_true")
     parser.add_argument("--export-only", action="store_true", help="only make the ONNX files")
+    parser.add_argument("--times", action="store_true", help="only time the conversions of the models that are there")
     parser.add_argument("--refresh", choices=STEPS, help="do not use what this step and later ones left before")
     parser.add_argument("--json", type=Path, help="write all facts there")
     parser.add_argument("--list", action="store_true", help="name the models and stop")
@@ -294,6 +307,9 @@ def main() -> int:
         if options.json:
             facts = [{"model": row.model, **row.facts, "failures": row.failures} for row in rows]
             options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if options.times:
+        print_times(rows, int8=int8)
+        return int(any(row.failures for row in rows))
     if options.export_only:
         failed = [row for row in rows if row.failures]
         for row in failed:
