@@ -122,10 +122,19 @@ def _main_input(model: ir.Model, path: Path, wanted: str | None) -> str:
     return wanted
 
 
+def _cure(dtype: ir.DataType | None) -> str:
+    """What to do about an input of a type that a float model has not."""
+    if dtype is not None and dtype.is_floating_point():
+        return "; export the model in float32"
+    if dtype in (ir.DataType.UINT8, ir.DataType.INT8):
+        return '; export the model with a float32 input, and io_dtype = "uint8" or "int8" gives its artifacts such an input'
+    return ""
+
+
 def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -> None:
     """Sets the sizes of one input from the recipe's; a size that both give must be the same."""
     if value.dtype != ir.DataType.FLOAT:
-        raise InputError(f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT")
+        raise InputError(f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT{_cure(value.dtype)}")
     if value.shape is None:
         if shape is None:
             raise InputError(f"{path}: input {value.name!r} has no shape; set input.shape")

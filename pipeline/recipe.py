@@ -274,7 +274,7 @@ class Recipe(Section):
             preprocessing=preprocessing,
             labels=self.data_path("labels") if field == "evaluation" else None,
             class_names=self.class_names,
-            shapes=inputs if is_arrays else None,
+            shapes=inputs,
         )
 
     def weight_scheme(self, target: str) -> WeightScheme:

@@ -180,6 +180,11 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
         source: Source = ArraySource(place, dict(shapes) if shapes else {input_name: ()})
     else:
         labelling = Labelling(Path(labels) if labels is not None else None, tuple(class_names))
+        if shapes and len(shapes) > 1:
+            raise InputError(
+                f"{place} holds images, which feed one input, and the model has several: {', '.join(shapes)}; accepted: "
+                "arrays as .npz, with a key for each input"
+            )
         source = _images(place, base, input_name, preprocessing, labelling)
     if not len(source.names):
         raise InputError(f"{place} holds no samples")

@@ -124,7 +124,9 @@ def open_data(
     if preprocessing is None:
         raise InputError(f"{data} holds images, and no model says how to preprocess them; give --recipe, or an .npz")
     class_names = loaded.class_names if loaded else ()
-    return open_samples(data, input_name=name, preprocessing=preprocessing, labels=labels, class_names=class_names)
+    return open_samples(
+        data, input_name=name, preprocessing=preprocessing, labels=labels, shapes=inputs, class_names=class_names
+    )
 
 
 def _recipe_samples(recipe: Recipe, inputs: Mapping[str, Sequence[int]], *, calibration: bool) -> Samples:

@@ -96,12 +96,12 @@ def evaluate(
     """Score MODEL on labelled data: top-1, top-5, n and the 95 % interval."""
     from edgeship.pipeline.commands.files import input_shapes_of, open_data, open_model
     from edgeship.pipeline.console import StepProgress
+    from edgeship.pipeline.quantizing.plausibility import folder_notes
     from edgeship.pipeline.scoring import Score, class_scores
 
     session = open_model(model)
-    opened = open_data(data, input_shapes_of(session), recipe=recipe, labels=labels, models=[model])
-    if samples is not None:
-        opened = opened.take(samples)
+    every = open_data(data, input_shapes_of(session), recipe=recipe, labels=labels, models=[model])
+    opened = every if samples is None else every.take(samples)
     if not opened.has_labels:
         where = {".npz": "accepted: the classes under the key label", ".toml": "set data.labels in it"}
         accepted = where.get(data.suffix.lower(), "give --labels CSV with the columns file,label")
@@ -114,6 +114,8 @@ def evaluate(
             if values is None or sample.label is None:
                 raise InputError(f"{model} has no output of shape (1, classes) to compare labels with")
             score.update(values, sample.label, sample.name)
+    for note in folder_notes(every, score.classes):
+        click.echo(f"note: {note}", err=True)
     facts = score.to_json()
     if as_json:
         click.echo(json.dumps({"model": str(model), **facts}, indent=2))

@@ -54,7 +54,7 @@ def doubts(
 
     if classes < 2 or not samples.has_labels:
         return []
-    notes = _folders(samples, classes)
+    notes = folder_notes(samples, classes)
     few = samples.take(min(len(samples), ASKED[1]))
     if len(few) < ASKED[0]:
         return notes
@@ -171,7 +171,7 @@ def _moved(names: Sequence[str], labels: Sequence[int], guesses: Sequence[int]) 
     return [(explained, Finding(WHERE, rule, seen, "data.classes, or labels in the model's order", "note"))]
 
 
-def _folders(samples: Samples, classes: int) -> list[Finding]:
+def folder_notes(samples: Samples, classes: int) -> list[Finding]:
     """Class folders, numbered by their sorted names, of another number than the model's classes."""
     folders = sorted({name.split("/")[0] for name in samples.names if name.count("/") == 1})
     if not folders or len(folders) == classes:
