@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 SATURATION = "parity.max_saturated_layers"
+SQNR = "accuracy.min_sqnr"
 
 _PLACES: Mapping[str, tuple[str, ...]] = {
     "accuracy.max_drop": ("accuracy", "drop"),
     "accuracy.min_top1": ("accuracy", "top1"),
+    "accuracy.min_agreement": ("accuracy", "fp32_agreement"),
+    SQNR: ("accuracy", "outputs"),
     "parity.max_steps": ("parity", "max_steps"),
     "parity.mean_steps": ("parity", "mean_steps"),
     "parity.min_agreement": ("parity", "agreement"),
@@ -27,15 +31,30 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "size.max_bytes": ("convert", "bytes"),
     "int8_share.min": ("parity", "int8_share"),
 }
-LOWER_LIMITS = {"accuracy.min_top1", "parity.min_agreement", "latency.min_speedup", "int8_share.min"}
+LOWER_LIMITS = {
+    "accuracy.min_top1",
+    "accuracy.min_agreement",
+    SQNR,
+    "parity.min_agreement",
+    "latency.min_speedup",
+    "int8_share.min",
+}
 """The gates whose limit is the least that is accepted; the others' is the most."""
+_NEEDS = {
+    "accuracy.max_drop": "labelled samples and a classifier",
+    "accuracy.min_top1": "labelled samples and a classifier",
+    "accuracy.min_agreement": "a classifier",
+}
 ROUNDING = 1e-9
 """A drop of 1.0 points computed in binary fractions still meets a limit of 1.0."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One limit and what was measured: None when the model or its data cannot tell, and then the gate is not met."""
+    """One limit and what was measured.
+
+    None when the model or its data cannot tell, and then the gate is not met; infinite where nothing differs from fp32.
+    """
 
     target: str
     name: str
@@ -45,13 +64,15 @@ class Gate:
 
     def __str__(self) -> str:
         relation = "at least" if self.name in LOWER_LIMITS else "at most"
-        why = ": it needs labelled samples and a classifier" if self.name.startswith("accuracy.") else ""
+        why = f": it needs {_NEEDS[self.name]}" if self.name in _NEEDS else ""
         seen = f"not measurable{why}" if self.measured is None else f"{self.measured:g}"
         return f"{self.target}: {self.name} is {seen}, accepted: {relation} {self.limit:g}"
 
     def to_json(self) -> dict[str, Any]:
-        """Name, limit, measured value and whether it is met."""
+        """Name, limit, measured value (null where there is none, or it is infinite) and whether it is met."""
         values = asdict(self)
+        if self.measured is not None and not math.isfinite(self.measured):
+            values["measured"] = None
         del values["target"]
         return values
 
@@ -70,11 +91,25 @@ def judge_gates(recipe: Recipe, target: str, measured: Mapping[str, Mapping[str,
         stage, *path = _PLACES[name]
         if stage not in measured:
             continue
-        value = _look_up(measured[stage], path)
+        value = worst_sqnr(measured[stage]) if name == SQNR else _look_up(measured[stage], path)
         if name == SATURATION and value is None and name not in recipe.gates:
             continue
         gates.append(Gate(target, name, limit, value, _is_met(name, limit, value)))
     return gates
+
+
+def worst_sqnr(accuracy: Mapping[str, Any]) -> float | None:
+    """The smallest signal to noise of an artifact's outputs against fp32, in dB; infinite where none differs.
+
+    None where an output that differs has no signal.
+    """
+    ratios = []
+    for output in accuracy.get("outputs", {}).values():
+        ratio = math.inf if output.get("max_abs") == 0 else output.get("sqnr_db")
+        if ratio is None:
+            return None
+        ratios.append(float(ratio))
+    return min(ratios, default=None)
 
 
 def _look_up(values: Any, path: Sequence[str]) -> float | None:

@@ -127,7 +127,7 @@ def _cure(dtype: ir.DataType | None) -> str:
     if dtype is not None and dtype.is_floating_point():
         return "; export the model in float32"
     if dtype in (ir.DataType.UINT8, ir.DataType.INT8):
-        return '; export the model with a float32 input, and io_dtype = "uint8" or "int8" gives its artifacts such an input'
+        return '; export it with a float32 input, and io_dtype = "uint8" or "int8" gives its artifacts such an input'
     return ""
 
 

@@ -14,6 +14,8 @@ DataField = Literal["calibration", "evaluation", "labels", "training"]
 GATES: Mapping[str, str] = {
     "accuracy.max_drop": "largest drop of top-1 against fp32, in percentage points",
     "accuracy.min_top1": "smallest top-1 of the artifact, in percent",
+    "accuracy.min_agreement": "smallest share of samples decided as fp32 decides, 0..1; needs no labels",
+    "accuracy.min_sqnr": "smallest signal to noise of any output against fp32, in dB; for models without classes",
     "parity.max_steps": "largest difference from the quantized reference at any output, in quantization steps",
     "parity.mean_steps": "largest mean difference from the quantized reference, in quantization steps",
     "parity.min_agreement": "smallest share of equal arg-max against the quantized reference, 0..1",

@@ -41,6 +41,7 @@ samples = 100
 {targets}
 [gates]                             # a gate nobody sets is not a gate
 "accuracy.max_drop" = 1.0           # percentage points of top-1 against fp32; needs samples with classes
+# "accuracy.min_sqnr" = 30.0         # instead, for models without classes: dB of the outputs against fp32
 "parity.max_steps" = 2              # quantization steps between an artifact and its reference
 
 [benchmark]

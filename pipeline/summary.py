@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.compress_summary import compress_rows
+from edgeship.pipeline.gates import worst_sqnr
 from edgeship.pipeline.mixed_summary import mixed_rows
 
 if TYPE_CHECKING:
@@ -190,7 +192,10 @@ def accuracy(facts: Mapping[str, Any] | None, reference: Mapping[str, Any]) -> s
     agreement = facts.get("fp32_agreement")
     agrees = "" if agreement is None else f"decides as fp32: {percent(agreement)}"
     if "top1" not in facts:
-        return f"{agrees or 'no decisions to compare'}\nn = {facts['n']}, no labels"
+        ratio = worst_sqnr(facts)
+        noise = "" if ratio is None else "equal to fp32" if ratio == math.inf else f"against fp32: SQNR {ratio:.1f} dB"
+        found = "\n".join(text for text in (agrees, noise) if text)
+        return f"{found or 'no decisions to compare'}\nn = {facts['n']}, no labels"
     low, high = facts["drop_interval"]
     return (
         f"top-1 {reference['top1']:.2f} % -> {facts['top1']:.2f} %\n"
@@ -234,7 +239,8 @@ def gates(values: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for gate in sorted(values, key=lambda gate: bool(gate["met"])):
         mark = "[green]met[/]" if gate["met"] else "[red]NOT MET[/]"
-        seen = "not measurable" if gate["measured"] is None else f"{gate['measured']:.4g}"
+        nothing = "no difference" if gate["met"] else "not measurable"
+        seen = nothing if gate["measured"] is None else f"{gate['measured']:.4g}"
         lines.append(f"{mark} {gate['name']}: {seen} (limit {gate['limit']:g})")
     return "\n".join(lines)
 

@@ -182,8 +182,8 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
         labelling = Labelling(Path(labels) if labels is not None else None, tuple(class_names))
         if shapes and len(shapes) > 1:
             raise InputError(
-                f"{place} holds images, which feed one input, and the model has several: {', '.join(shapes)}; accepted: "
-                "arrays as .npz, with a key for each input"
+                f"{place} holds images, which feed one input, and the model has several: {', '.join(shapes)}; "
+                "accepted: arrays as .npz, with a key for each input"
             )
         source = _images(place, base, input_name, preprocessing, labelling)
     if not len(source.names):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeship.pipeline.gates import LOWER_LIMITS
+from edgeship.pipeline.gates import LOWER_LIMITS, worst_sqnr
 from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.facts import Facts
 from edgeship.pipeline.reporting.run_folder import Run
@@ -102,12 +103,16 @@ def gates(run: Run) -> list[GateRow]:
                 GateRow(
                     target,
                     name,
-                    "not measurable" if measured is None else say.number(measured, 5),
+                    _unmeasured(gate) if measured is None else say.number(measured, 5),
                     f"{relation} {say.number(gate.number('limit'), 6)}",
                     gate.flag("met"),
                 )
             )
     return sorted(rows, key=lambda row: row.met)
+
+
+def _unmeasured(gate: Facts) -> str:
+    return "no difference" if gate.flag("met") else "not measurable"
 
 
 def cards(run: Run) -> list[Card]:
@@ -150,8 +155,18 @@ def _accuracy(facts: Facts, reference: Facts) -> Stat | None:
     top1, n = facts.number("top1"), facts.number("n")
     if top1 is None:
         agreement = facts.number("fp32_agreement")
-        note = f"decides as fp32 does, on {say.count(n)} samples without labels"
-        return None if agreement is None else Stat("Agreement", say.share(agreement), note)
+        if agreement is not None:
+            return Stat(
+                "Agreement", say.share(agreement), f"decides as fp32 does, on {say.count(n)} samples without labels"
+            )
+        keys = ("max_abs", "sqnr_db")
+        outputs = {name: {key: output.number(key) for key in keys} for name, output in facts.items("outputs")}
+        ratio = worst_sqnr({"outputs": outputs})
+        if ratio is None:
+            return None
+        seen = "equal" if ratio == math.inf else f"{ratio:.1f} dB"
+        note = f"signal to noise of the worst output against fp32, on {say.count(n)} samples"
+        return Stat("Outputs", seen, note)
     drop, interval = facts.number("drop"), facts.pair("drop_interval")
     within = f", 95 %: {say.signed(interval[0])} to {say.signed(interval[1])}" if interval else ""
     before = reference.number("top1")

@@ -73,3 +73,14 @@ def test_channels_first_are_refused_for_it(project: Path, tmp_path: Path) -> Non
     result = run("deploy", project, "--out", tmp_path / "run", "--set", 'targets.tflite.io_layout="nchw"')
     assert result.exit_code == 2
     assert "the model itself takes images with channels last [1, 12, 12, 3]" in result.stderr
+
+
+def test_images_for_a_model_of_two_inputs_are_refused_with_what_to_do(project: Path, tmp_path: Path) -> None:
+    model = onnx.load(tmp_path / "model.onnx")
+    model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 5]))
+    model.graph.node.append(helper.make_node("Add", [model.graph.output[0].name, "other"], ["sum"]))
+    model.graph.output[0].name = "sum"
+    onnx.save(model, tmp_path / "model.onnx")
+    result = run("deploy", project, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "the model has several: image, other; accepted: arrays as .npz, with a key for each input" in result.stderr

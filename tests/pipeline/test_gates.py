@@ -21,7 +21,12 @@ MEASURED: dict[str, Any] = {
         "int8_share": 1.0,
         "saturation": {"layers_clipping": 0},
     },
-    "accuracy": {"drop": 0.5, "top1": 84.0},
+    "accuracy": {
+        "drop": 0.5,
+        "top1": 84.0,
+        "fp32_agreement": 0.98,
+        "outputs": {"a": {"max_abs": 0.1, "sqnr_db": 35.0}, "b": {"max_abs": 0.0, "sqnr_db": None}},
+    },
     "latency": {"speedup": 1.5, "int8": {"median_ms": 8.0}},
 }
 
@@ -53,6 +58,8 @@ def test_without_gates_everything_is_good_enough(make: Make) -> None:
     [
         ("accuracy.max_drop", 0.5, 0.4),
         ("accuracy.min_top1", 84.0, 84.1),
+        ("accuracy.min_agreement", 0.98, 0.99),
+        ("accuracy.min_sqnr", 35.0, 35.1),
         ("parity.max_steps", 2, 1.9),
         ("parity.mean_steps", 0.1, 0.09),
         ("parity.min_agreement", 0.99, 0.991),
@@ -106,3 +113,11 @@ def test_a_target_that_cannot_clip_has_no_implied_gate(make: Make) -> None:
 def test_a_limit_computed_in_binary_fractions_is_met(make: Make) -> None:
     measured = {**MEASURED, "accuracy": {"drop": 100 * (3 - 2) / 100 + 1e-14, "top1": 84.0}}
     assert judged(make(**{"accuracy.max_drop": 1.0}), measured)["accuracy.max_drop"].met
+
+
+@pytest.mark.parametrize(("largest", "met"), [(0.0, True), (0.1, False)], ids=["equal outputs", "noise without signal"])
+def test_outputs_without_a_ratio_are_good_only_where_nothing_differs(make: Make, largest: float, met: bool) -> None:
+    measured = {"accuracy": {"outputs": {"a": {"max_abs": largest, "sqnr_db": None}}}}
+    gate = judged(make(accuracy__min_sqnr=30.0), measured)["accuracy.min_sqnr"]
+    assert gate.met is met
+    assert gate.to_json()["measured"] is None  # JSON has no infinity

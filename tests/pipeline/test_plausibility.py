@@ -145,3 +145,10 @@ def test_scores_that_tell_nothing_are_noted_as_guesses(project: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     (note,) = notes(project)
     assert GUESS in note["rule"]
+
+
+def test_evaluate_notes_the_number_of_class_folders_too(project: Path) -> None:
+    write(project.parent / "two", {"0-red": "red", "1-green": "green"})
+    result = run("evaluate", project.parent / "model.onnx", "--data", project.parent / "two", "--recipe", project)
+    assert result.exit_code == 0, result.stderr
+    assert "2 folders, 3 classes" in result.stderr
