@@ -174,16 +174,16 @@ class Flow:
     def _run_stage(self, stage: Stage, key: str) -> StageRecord:
         self.events.started(stage.name)
         begun = time.perf_counter()
-        context = StageContext(
-            recipe=self.recipe,
-            targets=tuple(self.targets),
-            inputs={name: self.workspace.path(name) for name in self.records},
-            folder=self.workspace.begin(stage.name),
-            progress=self.events.progress,
-            cache=self.workspace.cache,
-            kept=self.workspace.kept(stage.name, key),
-        )
-        try:
+        try:  # an interrupt may come as soon as the folder is there
+            context = StageContext(
+                recipe=self.recipe,
+                targets=tuple(self.targets),
+                inputs={name: self.workspace.path(name) for name in self.records},
+                folder=self.workspace.begin(stage.name),
+                progress=self.events.progress,
+                cache=self.workspace.cache,
+                kept=self.workspace.kept(stage.name, key),
+            )
             _make(stage, context)
             return self.workspace.commit(stage.name, key, round(time.perf_counter() - begun, 3))
         except GateError:
