@@ -75,8 +75,8 @@ class ModelFacts:
     def rows(self) -> list[tuple[str, str]]:
         """The same facts as lines of a table: what, value."""
         rows = [("file", self.path), ("format", f"{self.format}, {self.version}"), ("size", f"{self.bytes:,} bytes")]
-        rows += [("input", _port_line(port)) for port in self.inputs]
-        rows += [("output", _port_line(port)) for port in self.outputs]
+        rows += [("input", port_line(port)) for port in self.inputs]
+        rows += [("output", port_line(port)) for port in self.outputs]
         rows.append(("parameters", f"{self.parameters:,}"))
         rows.append(("multiply-accumulates", self.note if self.macs is None else f"{self.macs:,}"))
         rows.append(("operators", ", ".join(f"{name} {count}" for name, count in self.operators.items())))
@@ -109,7 +109,8 @@ def inspect_model(path: str | Path) -> ModelFacts:
     raise InputError(f"{path} has the suffix {path.suffix!r}; accepted: .onnx, .tflite")
 
 
-def _port_line(port: PortFacts) -> str:
+def port_line(port: PortFacts) -> str:
+    """An input or output in a line: its name, type, shape, and how integers stand for its values."""
     text = f"{port.name}: {port.dtype} {' x '.join(str(side) for side in port.shape) or 'scalar'}"
     return f"{text} ({port.quantization})" if port.quantization else text
 

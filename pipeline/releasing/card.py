@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgeship.calibration.samples.preprocessing import Preprocessing
+from edgeship.pipeline.gates import worst_sqnr
+from edgeship.pipeline.inspection import ModelFacts, port_line
+
 CARD = "MODEL_CARD.md"
+_ARRAYS = ("The samples came as arrays: the inputs' values are those that the model was trained with.",)
 
 
 def make_card(
     manifest: Mapping[str, Any],
     facts: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    outputs: Mapping[str, Any],
+    models: Mapping[str, ModelFacts],
     results: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The card of a release with this manifest; `results` are the targets' figures by their names."""
+    """The card of a release with this manifest; `models` are the artifacts' facts, `results` the targets' figures.
+
+    `facts`: the recipe's [release] table, the `labels`, and how many `samples` the ranges were chosen on.
+    """
     lines = [f"# {_line(facts.get('title') or manifest['name'])}", ""]
     if facts.get("description"):
         lines += [_line(facts["description"]), ""]
     known = {key: facts.get(key) for key in ("version", "author", "license")}
-    lines += [f"- {key}: {_line(value)}" for key, value in known.items() if value]
+    said = [f"- {key}: {_line(value)}" for key, value in known.items() if value]
+    lines += [*said, ""] if said else []
     lines += [
-        "",
         "## Artifacts",
         "",
         "| file | target | bytes | accuracy | parity | integer share |",
@@ -34,14 +42,16 @@ def make_card(
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "Accuracy and parity are those of the artifact in its runtime, on the recipe's evaluation data.", ""]
     lines += ["## Input and output", ""]
-    lines += [f"- input `{name}`: {shape}" for name, shape in inputs.items()]
-    lines += [f"- output `{name}`: {shape}" for name, shape in outputs.items()]
-    lines += ["", *_preprocessing(manifest["settings"]["input"])]
+    for name, model in sorted(models.items()):
+        lines += [f"- input of {name}: {port_line(port)}" for port in model.inputs]
+        lines += [f"- output of {name}: {port_line(port)}" for port in model.outputs]
+    from_images = any(Preprocessing.from_metadata(model.metadata) for model in models.values())
+    lines += ["", *(_preprocessing(manifest["settings"]["input"]) if from_images else _ARRAYS)]
     labels = facts.get("labels") or ()
     if labels:
         shown = ", ".join(_line(label) for label in labels[:20])
         lines += ["", f"Classes ({len(labels)}): {shown}{', ...' if len(labels) > 20 else ''}"]
-    lines += ["", "## Quantization", "", *_quantization(manifest)]
+    lines += ["", "## Quantization", "", *_quantization(manifest, facts.get("samples"))]
     lines += [
         "",
         "## Provenance",
@@ -69,7 +79,11 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     if found.get("top1") is not None:
         return f"top-1 {found['top1']:.2f} % (n = {found['n']})"
     agreement = found.get("fp32_agreement")
-    return "not measured" if agreement is None else f"decides as fp32: {100 * agreement:.2f} %"
+    if agreement is not None:
+        return f"decides as fp32: {100 * agreement:.2f} %"
+    ratio = worst_sqnr(found)
+    equal = ratio is not None and math.isinf(ratio)
+    return "not measured" if ratio is None else "as fp32" if equal else f"SQNR {ratio:.1f} dB against fp32"
 
 
 def _parity(results: Mapping[str, Any]) -> str:
@@ -96,13 +110,11 @@ def _preprocessing(given: Mapping[str, Any]) -> list[str]:
     return ["Images become an input so:", "", *(f"{place}. {step}" for place, step in enumerate(steps, 1))]
 
 
-def _quantization(manifest: Mapping[str, Any]) -> list[str]:
+def _quantization(manifest: Mapping[str, Any], samples: int | None) -> list[str]:
     given = manifest["settings"]["quantize"]
-    return [
-        f"- mode: {given['mode']}, ranges: {given['algorithm']}, {given['samples']} calibration samples",
-        f"- refinements: {', '.join(given['refine']) or 'none'}",
-        f"- plan: `{manifest['plan']}`",
-    ]
+    ranges = "" if samples is None else f", ranges: {given['algorithm']}, {samples} calibration samples"
+    refined = [] if samples is None else [f"- refinements: {', '.join(given['refine']) or 'none'}"]
+    return [f"- mode: {given['mode']}{ranges}", *refined, f"- plan: `{manifest['plan']}`"]
 
 
 def _line(text: Any) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.calibration.errors import GateError
 from edgeship.pipeline.artifacts import artifact_path, release_name
 from edgeship.pipeline.gates import judge_gates, read_json, read_results
+from edgeship.pipeline.inspection import inspect_model
 from edgeship.pipeline.judging import jury_digest
 from edgeship.pipeline.releasing.card import CARD, make_card, metrics
 from edgeship.pipeline.releasing.sbom import SBOM, make_sbom, model_card
@@ -80,13 +81,15 @@ def _documents(context: StageContext, manifest: dict[str, Any]) -> dict[str, str
     exported = read_json(context.inputs["export"] / "export.json")
     inputs, outputs = exported.get("inputs", {}), exported.get("outputs", {})
     results = {name: read_results(context.inputs, name) for name in context.targets}
-    facts = {**context.recipe.release.model_dump(), "labels": context.recipe.label_names}
+    samples = read_json(context.inputs["quantize"] / "plan.json").get("samples")
+    facts = {**context.recipe.release.model_dump(), "labels": context.recipe.label_names, "samples": samples}
+    models = {name: inspect_model(context.folder / name) for name in manifest["artifacts"]}
     cards = {
         name: model_card({"metrics": metrics(results[artifact["target"]])}, inputs, outputs)
         for name, artifact in manifest["artifacts"].items()
     }
     return {
-        CARD: make_card(manifest, facts, inputs, outputs, results),
+        CARD: make_card(manifest, facts, models, results),
         SBOM: make_sbom(manifest, facts, cards),
     }
 

@@ -107,6 +107,12 @@ def test_a_run_leaves_what_the_contract_says(deployed: Path) -> None:
     assert str(deployed) not in json.dumps(report)
 
 
+def test_the_card_says_how_each_artifact_wants_its_input(deployed: Path) -> None:
+    card = (deployed / "9-release" / "MODEL_CARD.md").read_text()
+    assert "- input of model.onnx: image: float 1 x 3 x 12 x 12" in card
+    assert "- input of model.tflite: image: float32 1 x 12 x 12 x 3" in card
+
+
 def test_the_same_recipe_gives_the_same_bytes_in_another_folder(
     deployed: Path, tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path
 ) -> None:

@@ -217,6 +217,10 @@ def test_the_card_says_what_a_user_needs(released: Path) -> None:
     for said in ("# tiny", "Tells five classes apart.", "version: 1.2.0", "license: Apache-2.0", "class 0, class 1"):
         assert said in card
     assert "| model.onnx | onnxruntime |" in card
+    assert "- input of model.onnx: image: float 1 x 3 x 12 x 12" in card
+    samples = json.loads((released.parent / "4-quantize" / "plan.json").read_text())["samples"]
+    assert f"ranges: minmax, {samples} calibration samples" in card
+    assert "The samples came as arrays" in card
 
 
 def _rsa(folder: Path) -> Path:
