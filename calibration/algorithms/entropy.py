@@ -47,31 +47,42 @@ class Entropy:
         width = self._seen.width * _TOGETHER
         counts[0] = counts[1]
         levels = round(LEVELS * max(-low, high) / (high - low)) if high > low else LEVELS
-        used = int(np.flatnonzero(counts).max(initial=0)) + 1
-        ends = [used, *range(used - used % _STRIDE, levels - 1, -_STRIDE)]  # the widest wins a tie
-        threshold = min(ends, key=lambda end: _divergence(counts, end, levels)) * width
+        threshold = _end(counts, levels) * width
         return max(low, -threshold), min(high, threshold)
 
 
-def _divergence(counts: Array, end: int, levels: int) -> float:
-    """KL(P || Q) of the range that ends with bin `end`; 0 where there is nothing to press together."""
-    kept = counts[:end]
-    total = counts.sum()
-    if not counts[end:].any() and end <= levels:
-        return 0.0
-    if not kept.any() or end < levels:
-        return float("inf")
-    p = kept.copy()
-    p[-1] += counts[end:].sum()
-    starts = np.arange(levels) * end // levels
-    held = kept > 0
-    mass = np.add.reduceat(kept, starts)
-    bins = np.add.reduceat(held.astype(np.float64), starts)
-    level = np.repeat(mass / np.maximum(bins, 1), np.diff(np.append(starts, end)))
-    q = np.maximum(np.where(held, level, 0.0) / kept.sum(), _NEVER)
-    p /= total
-    there = p > 0
-    return float((p[there] * np.log(p[there] / q[there])).sum())
+def _end(counts: Array, levels: int) -> int:
+    """How many bins the range takes that loses the least; the widest of those that lose as little."""
+    used = int(np.flatnonzero(counts).max(initial=0)) + 1
+    if used <= levels:
+        return used
+    ends = np.array([used, *range(used - used % _STRIDE, levels - 1, -_STRIDE)])
+    return int(ends[_divergences(counts, ends, levels).argmin()])
+
+
+def _divergences(counts: Array, ends: Array, levels: int) -> Array:
+    """KL(P || Q) of the range that ends with each of `ends`, at least `levels` bins; infinite for one without values.
+
+    All bins of a level have one Q, so sums over a range's bins are differences of running sums:
+    total * KL = sum_i c_i log c_i - total log total - sum_L m_L log Q_L, m_L the level's count, and the last bin's c_i
+    and m_L with what lies beyond.
+    """
+    seen, held, own = (np.concatenate(([0.0], np.cumsum(each))) for each in (counts, counts > 0, counts * _log(counts)))
+    borders = np.arange(levels + 1) * ends[:, np.newaxis] // levels
+    mass, bins = np.diff(seen[borders], axis=1), np.diff(held[borders], axis=1)
+    total, kept, last = seen[-1], seen[ends], counts[ends - 1]
+    beyond = total - kept
+    q = np.maximum(mass / (np.maximum(bins, 1) * np.maximum(kept, 1)[:, np.newaxis]), _NEVER)
+    of_last = np.where(last > 0, q[:, -1], _NEVER)
+    with_beyond = last + beyond
+    p_log_p = own[ends] - last * _log(last) + with_beyond * _log(with_beyond) - total * np.log(total)
+    p_log_q = (mass * np.log(q)).sum(axis=1) + beyond * np.log(of_last)
+    return np.where(kept > 0, (p_log_p - p_log_q) / total, np.inf)
+
+
+def _log(counts: Array) -> Array:
+    """log c, and 0 for c = 0."""
+    return np.asarray(np.log(np.maximum(counts, 1)))
 
 
 ALGORITHM = Entropy
