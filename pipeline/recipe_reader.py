@@ -130,8 +130,13 @@ def _source_problems(recipe: Recipe) -> list[str]:
     source, factory = recipe.model.source, recipe.source_factory
     holds_model = source.removesuffix(f":{factory}").endswith((".onnx", ".pt2"))
     if holds_model == (factory is None):
-        needless = [name for name in ("weights", "args") if holds_model and getattr(recipe.model, name)]
-        return [f"model.{name}: {source} holds its own weights; accepted: none" for name in needless]
+        needless = [name for name in ("weights", "weights_key", "args") if holds_model and getattr(recipe.model, name)]
+        lost = [] if recipe.model.weights or not recipe.model.weights_key or holds_model else ["weights_key"]
+        alone = [f"model.{name}: there is no model.weights that it is about; accepted: beside weights" for name in lost]
+        return [*(f"model.{name}: {source} holds its own weights; accepted: none" for name in needless), *alone]
+    if source.endswith((".pt", ".pth")):
+        how = "the code that builds the model as PATH.py:factory, and this file as model.weights"
+        return [f"model.source: {shown(source)} holds weights, or TorchScript, which is not read; accepted: {how}"]
     what = "names no factory" if factory is None else "names a factory in a file that is no Python code"
     accepted = "PATH.py:factory, package.module:factory, model.onnx or model.pt2"
     return [f"model.source: {shown(source)} {what}; accepted: {accepted}"]

@@ -97,7 +97,8 @@ def _input(model: Path | None) -> str:
         is_open = any(not isinstance(side, int) for side in dims[1:])
         note = "   # TODO the model leaves sides open: those it was trained with" if is_open else ""
         lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}{note}"]
-        lines += ['color = "gray"'] if len(sides) == 4 and sides[1] == 1 else []
+        is_gray = len(sides) == 4 and (sides[1] == 1 or (sides[1] != 3 and sides[3] == 1))
+        lines += ['color = "gray"'] if is_gray else []
     return "\n".join(lines)
 
 

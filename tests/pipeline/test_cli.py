@@ -160,6 +160,21 @@ def test_init_takes_the_factory_as_a_recipe_says_it(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.toml").source_factory == "resnet"
 
 
+@pytest.mark.parametrize(
+    ("shape", "gray"), [([1, 1, 8, 8], True), ([1, 8, 8, 1], True), ([1, 8, 8, 3], False), ([1, 3, 8, 1], False)]
+)
+def test_init_knows_a_gray_image_in_either_order(tmp_path: Path, model: Path, shape: list[int], gray: bool) -> None:
+    from edgeship.pipeline.recipe import load_recipe
+
+    proto = onnx.load(model)
+    for dim, size in zip(proto.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    del proto.graph.value_info[:]
+    onnx.save(proto, model)
+    assert run("init", tmp_path, "--model", model).exit_code == 0
+    assert (load_recipe(tmp_path / "recipe.toml").input.color == "gray") is gray
+
+
 def test_init_asks_for_sides_that_a_model_leaves_open(tmp_path: Path, model: Path) -> None:
     proto = onnx.load(model)
     for place in (0, 2, 3):
