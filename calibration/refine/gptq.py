@@ -16,7 +16,9 @@ measure, they cut off large weights that the calibration samples did not need an
 pair-limited, pairs are rounded together and within their limit, so that it costs the output as little as can be.
 
 The second moments are sums over at most `POSITIONS` output positions of each sample, in memory of fixed size; those of
-several processes add up. Rows longer than `BLOCK` are cut into blocks whose correlation is left out.
+several processes add up. They are taken about the first sample's mean: where inputs vary little, compared with how
+large they are, nothing of C would be left but the rounding of E[x x^T]. Rows longer than `BLOCK` are cut into blocks
+whose correlation is left out.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ _PANEL = 64
 
 
 class Moments:
-    """First and second moments of what lies under a layer's kernel: per group of input channels and block of K."""
+    """First and second moments of what lies under a layer's kernel: per group of input channels and block of K.
+
+    Both are sums of x - p, with p the mean of the first batch.
+    """
 
     def __init__(self, layer: Layer) -> None:
         self._node = layer.node
@@ -67,6 +72,7 @@ class Moments:
         self.groups = _groups(layer)
         self.length = kernel_rows(layer.node, layer.weights).shape[1]
         self.blocks = [(start, min(start + BLOCK, self.length)) for start in range(0, self.length, BLOCK)]
+        self._pivot = np.zeros((self.groups, self.length), np.float32)
         self._first = np.zeros((self.groups, self.length))
         self._second = [np.zeros((self.groups, end - start, end - start)) for start, end in self.blocks]
         self.count = 0
@@ -75,6 +81,9 @@ class Moments:
     def update(self, values: Array) -> None:
         """Takes in one batch of the layer's input, batch axis first."""
         columns = self._columns(values)
+        if not self.count:
+            self._pivot = columns.mean(axis=1, dtype=np.float64).astype(np.float32)
+        columns = columns - self._pivot[:, np.newaxis, :]
         self._first += columns.sum(axis=1, dtype=np.float64)
         for block, (start, end) in enumerate(self.blocks):
             part = columns[:, :, start:end]
@@ -84,8 +93,15 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Takes in what another Moments of the same layer saw."""
-        self._first += other._first
-        self._second = [mine + theirs for mine, theirs in zip(self._second, other._second, strict=True)]
+        if not self.count:
+            self._pivot = other._pivot
+        apart = other._pivot.astype(np.float64) - self._pivot  # sum (y + d)(y + d)^T, y about the other's pivot
+        for block, (start, end) in enumerate(self.blocks):
+            d, first = apart[:, start:end], other._first[:, start:end]
+            self._second[block] += (
+                other._second[block] + other.count * _outer(d, d) + _outer(first, d) + _outer(d, first)
+            )
+        self._first += other._first + other.count * apart
         self.count += other.count
         self._rounded.clear()
 
@@ -103,13 +119,15 @@ class Moments:
         """E[x]: (groups, K)."""
         if not self.count:
             raise StageError(f"node {node_key(self._node)}: moments of no samples were asked for")
-        return np.asarray(self._first / self.count)
+        return np.asarray(self._pivot + self._first / self.count)
 
     def covariance(self, block: int) -> Array:
         """C of one block of K: (groups, k, k)."""
         start, end = self.blocks[block]
-        mean = self.means()[:, start:end]
-        return np.asarray(self._second[block] / self.count - mean[:, :, np.newaxis] * mean[:, np.newaxis, :])
+        if not self.count:
+            raise StageError(f"node {node_key(self._node)}: moments of no samples were asked for")
+        mean = self._first[:, start:end] / self.count
+        return np.asarray(self._second[block] / self.count - _outer(mean, mean))
 
     def _columns(self, values: Array) -> Array:
         """The inputs under the kernel at evenly spread output positions: float32 (groups, positions, K)."""
@@ -203,6 +221,11 @@ def _rounded(
     shift = np.matmul(error, moments.means()[..., np.newaxis]).reshape(-1)
     flat = integers.reshape(rows.shape).astype(constant.integers.dtype)
     return QuantizedConstant(params, from_kernel_rows(node, flat, constant.integers)), shift
+
+
+def _outer(a: Array, b: Array) -> Array:
+    """a b^T of each group: (groups, k), (groups, k) -> (groups, k, k)."""
+    return np.asarray(a[:, :, np.newaxis] * b[:, np.newaxis, :])
 
 
 def _power(error: Array, covariance: Array) -> Array:

@@ -97,12 +97,31 @@ def test_moments_are_those_of_numpy_and_merge_to_the_same(model: ir.Model, smoot
         whole.update(each)
         (first if place < 5 else second).update(each)
     first.merge(second)
-    assert first.means() == pytest.approx(whole.means(), rel=1e-12)
-    assert first.covariance(0) == pytest.approx(whole.covariance(0), rel=1e-9, abs=1e-9)
+    assert first.means() == pytest.approx(whole.means(), rel=1e-6, abs=1e-6)
+    assert first.covariance(0) == pytest.approx(whole.covariance(0), rel=1e-5, abs=1e-5)
     if layer.node.op_type == "Gemm":
         columns = np.concatenate(values).astype(np.float64)
         assert whole.means()[0] == pytest.approx(columns.mean(axis=0), abs=1e-5)
         assert whole.covariance(0)[0] == pytest.approx(np.cov(columns.T, bias=True), abs=1e-3)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 1e-3), (3000.0, 1.0), (1000.0, 0.0)])
+def test_inputs_that_hardly_vary_for_their_size_are_seen_as_they_are(
+    mean: float, deviation: float, build: Callable[..., ir.Model], quantized: Any, samples: Any
+) -> None:
+    text = "(float[1,64,8,8] x) => (float[1,8,8,8] y) { y = Conv(x, w) }"
+    model = build(text, w=np.random.default_rng(0).normal(size=(8, 64, 1, 1)))
+    shots = samples(model, 40, 0)
+    for shot in shots:
+        shot.feeds["x"][:] = mean + deviation * shot.feeds["x"] / shot.feeds["x"].std()
+    moments = Moments(read_layer(next(iter(model.graph))))
+    for shot in shots:
+        moments.update(shot.feeds["x"])
+    exact = np.concatenate([shot.feeds["x"].astype(np.float64).reshape(64, -1) for shot in shots], axis=1)
+    expected = np.cov(exact, bias=True)
+    assert moments.covariance(0)[0] == pytest.approx(expected, rel=1e-3, abs=1e-4 * expected.max() + 1e-12)
+    plan, _ = quantized(model, shots=shots, refinements=("gptq",))
+    assert np.isfinite(plan.weights["w"].params.scale).all()
 
 
 def test_long_rows_are_cut_into_blocks(
