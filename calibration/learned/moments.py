@@ -72,11 +72,15 @@ def _call(node: ir.Node) -> Call:
 
 
 class Moments:
-    """Sums of what `gather` gives for the float and the quantized model."""
+    """Sums of what `gather` gives for the float and the quantized model, both less the mean of the first rows.
+
+    About zero, inputs that vary little for how large they are would leave nothing of S and C but rounding.
+    """
 
     def __init__(self, layer: Layer) -> None:
         groups = groups_of(layer)
         width = layer.weights[0].size if layer.node.op_type == "Conv" else layer.weights.size // layer.channels
+        self._pivots = (torch.zeros(groups, width), torch.zeros(groups, width))
         self._exact = torch.zeros(groups, width, dtype=torch.float64)
         self._rounded = torch.zeros(groups, width, dtype=torch.float64)
         self._second = torch.zeros(groups, width, width, dtype=torch.float64)
@@ -85,7 +89,12 @@ class Moments:
 
     def update(self, exact: Tensor, rounded: Tensor) -> None:
         """Takes in rows (positions, G, K) of the float and of the quantized model, position by position."""
-        a, b = exact.transpose(0, 1).float(), rounded.transpose(0, 1).float()
+        if not self.count:
+            self._pivots = (exact.double().mean(0).float().cpu(), rounded.double().mean(0).float().cpu())
+        a, b = (
+            (rows.float() - pivot.to(rows.device)).transpose(0, 1)
+            for rows, pivot in zip((exact, rounded), self._pivots, strict=True)
+        )
         self._exact += a.sum(1).double().cpu()
         self._rounded += b.sum(1).double().cpu()
         turned = b.transpose(1, 2)
@@ -95,22 +104,36 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Takes in what another has seen."""
-        for name in ("_exact", "_rounded", "_second", "_cross"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.count += other.count
+        if not self.count:
+            self._pivots = other._pivots
+        # sum (y + e)(x + d)^T, with x and y about the other's pivots
+        d, e = (theirs.double() - mine for mine, theirs in zip(self._pivots, other._pivots, strict=True))
+        x, y, count = other._exact, other._rounded, other.count
+        self._second = self._second + other._second + count * _outer(e, e) + _outer(y, e) + _outer(e, y)
+        self._cross = self._cross + other._cross + count * _outer(e, d) + _outer(y, d) + _outer(e, x)
+        self._exact = self._exact + x + count * d
+        self._rounded = self._rounded + y + count * e
+        self.count += count
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[x] and E[x_hat], both (G, K)."""
-        return self._exact / self.count, self._rounded / self.count
+        exact, rounded = self._pivots
+        return exact + self._exact / self.count, rounded + self._rounded / self.count
 
     def covariances(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """S and C, both (G, K, K); with `centred` false E[x_hat x_hat^T] and E[x_hat x^T], the means left in."""
+        exact, rounded = self._exact / self.count, self._rounded / self.count
+        second = self._second / self.count - _outer(rounded, rounded)
+        cross = self._cross / self.count - _outer(rounded, exact)
+        if centred:
+            return second, cross
         exact, rounded = self.means()
-        if not centred:
-            return self._second / self.count, self._cross / self.count
-        second = self._second / self.count - rounded.unsqueeze(2) * rounded.unsqueeze(1)
-        cross = self._cross / self.count - rounded.unsqueeze(2) * exact.unsqueeze(1)
-        return second, cross
+        return second + _outer(rounded, rounded), cross + _outer(rounded, exact)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of each group: (G, K), (G, K) -> (G, K, K)."""
+    return a.unsqueeze(2) * b.unsqueeze(1)
 
 
 def thin(rows: Sequence[Tensor], most: int, generator: torch.Generator) -> list[Tensor]:
