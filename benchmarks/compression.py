@@ -8,8 +8,9 @@
 CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
-from the labels alone, as `unstructured` does. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56
-from that dense run, ResNet-20 from the network of the data folder.
+from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
+ResNet-20 from the network of the data folder. What is removed for good goes in three steps, a third of the way each,
+with trainings that together make up the budget: two of one epoch, and the rest.
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.
@@ -52,6 +53,7 @@ TEACHER = [
     "compress.distill.teacher.weights=${EDGESHIP_DATA}/models/resnet56_cifar10.pt",
 ]
 HALF = ["compress.prune.macs=0.476", *TEACHER]  # 2.1x fewer
+MIXED = ["compress.prune.kind=mixed", "compress.prune.round_to=16", "compress.prune.batches=4", *HALF]
 SOFT = [
     "compress.prune.kind=soft",
     "compress.prune.ratio=0.3",
@@ -59,12 +61,13 @@ SOFT = [
     "compress.prune.round_to=4",
     *TEACHER,
 ]
-SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8"]
+SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", *TEACHER]
 SHALLOW = ["compress.prune.kind=blocks", "compress.prune.max_bytes=2100000", "compress.prune.batches=4", *TEACHER]
 METHODS: dict[str, dict[str, list[str]]] = {
     "resnet56": {
         "dense": [],
         "structured": HALF,
+        "mixed": MIXED,
         "soft": SOFT,
         "unstructured": SPARSE,
         "chain": SHALLOW,
@@ -78,6 +81,8 @@ METHODS: dict[str, dict[str, list[str]]] = {
     },
 }
 """The chain takes out residual blocks, until 2.1 MB of float weights are left, and is judged by its int8 artifacts."""
+
+GRADUAL = ("structured", "mixed", "unstructured")
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ class One:
             f"compress.training.seed={self.seed}",
             *METHODS[self.network][self.method],
         ]
+        if self.method in GRADUAL:
+            sets += ["compress.prune.steps=3", f"compress.training.epochs={max(1, size.epochs - 2)}"]
         if self.network == "resnet56" and TEACHER[0] in sets:
             dense = One(self.network, "dense", self.seed).folder(out, budget).resolve()
             sets.append(f"compress.distill.teacher.weights={dense / '1-compress' / 'weights.safetensors'}")
@@ -208,7 +215,7 @@ def _int8_rows(network: str, target: str, runs: list[One], out: Path, budget: st
     dense = read(base, out, budget)
     pruned = [
         run for run in runs
-        if run.network == network and run.seed == 0 and run.method in ("structured", "soft", "chain")
+        if run.network == network and run.seed == 0 and run.method in ("structured", "mixed", "soft", "chain")
     ]  # fmt: skip
     pruned = [run for run in pruned if read(run, out, budget) is not None]
     if dense is None or not pruned:
