@@ -32,13 +32,17 @@ class Edgeship(click.Group):
         """Runs the command and exits."""
         extra["standalone_mode"] = False
         previous = signal.signal(signal.SIGTERM, _interrupt) if _in_main_thread() else None
+        hook = sys.unraisablehook
         try:
             result = super().main(args, prog_name, **extra)
             code = result if isinstance(result, int) else 0
             sys.stdout.flush()
         except BaseException as error:
+            if isinstance(error, click.exceptions.Abort | KeyboardInterrupt) and not os.environ.get(DEBUG):
+                sys.unraisablehook = _nothing_to_say
             code = report_error(error)
         finally:
+            sys.unraisablehook = hook
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         sys.exit(code)
@@ -46,6 +50,10 @@ class Edgeship(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order a newcomer meets them."""
         return list(self.commands)
+
+
+def _nothing_to_say(_unraisable: object) -> None:
+    """Objects that an interrupt left half made (a ZipFile) fail as they are destroyed, which says nothing to a user."""
 
 
 def report_error(error: BaseException) -> int:

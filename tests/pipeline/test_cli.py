@@ -375,3 +375,25 @@ def test_a_reader_that_goes_away_is_no_crash() -> None:
     result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in result.stderr
     assert "Exception ignored" not in result.stderr
+
+
+HALF_MADE = """
+import click
+from edgeship.pipeline.cli import cli
+
+class Half:
+    def __init__(self):
+        raise KeyboardInterrupt
+
+    def __del__(self):
+        self.missing.close()
+
+cli.add_command(click.Command("half", callback=lambda: Half()))
+cli(["half"])
+"""
+
+
+def test_an_interrupt_inside_a_constructor_says_no_more_than_any_other() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "edgeship: interrupted; what was finished before is kept, nothing is half-written"
