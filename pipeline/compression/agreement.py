@@ -18,6 +18,7 @@ import torch
 from edgeship.calibration.graph.operators import constant_array, value_name
 from edgeship.calibration.observing.collect import expose
 from edgeship.calibration.writing.qdq import output_steps
+from edgeship.pipeline.compression.checkpoint import seeded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,9 +46,13 @@ class Agreement:
         return asdict(self)
 
 
+@seeded()
 @torch.no_grad()
 def agreement(graph: FakeQuantGraph, quantized: ir.Model, data: Batches) -> Agreement | None:
-    """How the graph, on the device where it is, agrees with ONNX Runtime; None where all outputs are float."""
+    """How the graph, on the device where it is, agrees with ONNX Runtime; None where all outputs are float.
+
+    A loader that draws numbers draws the same ones each time.
+    """
     from edgeship.targets.onnxruntime import open_reference
 
     outputs = [name for name, step in output_steps(quantized).items() if step]

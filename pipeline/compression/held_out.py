@@ -16,7 +16,7 @@ knows their classes by heart, and a plan that has learnt for more than them forg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,6 +102,20 @@ class Verdict:
         }
 
 
+def real_outputs(outputs: Mapping[str, Tensor]) -> list[str]:
+    """The names of the outputs that are floats: the integers of an ArgMax have no distance, and teach nothing.
+
+    Raises InputError where there is none.
+    """
+    real = [name for name, values in outputs.items() if values.is_floating_point()]
+    if not real:
+        raise InputError(
+            f"quantize.qat: all outputs of the model are integers ({', '.join(outputs)}), which nothing can be learnt "
+            "from; accepted: a model with an output of floats"
+        )
+    return real
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -124,15 +138,16 @@ def standing(  # noqa: PLR0913, PLR0917 - what, against what, on what, where, by
     was_training = model.training
     model.to(device).eval()
     teacher.to(device)
-    signal, noise = (torch.zeros(len(teacher.outputs), dtype=torch.float64) for _ in range(2))
+    signal, noise = (torch.zeros((), dtype=torch.float64) for _ in range(2))
     losses: list[float] = []
     count = 0
     for place, cpu_batch in enumerate(data.epoch(0)):
         batch = cpu_batch.to(device)
         ours: dict[str, Tensor] = model(batch.inputs)
         theirs = teacher({teacher.inputs[0]: batch.inputs})
-        signal += torch.stack([theirs[name].double().square().sum() for name in teacher.outputs]).cpu()
-        noise += torch.stack([(theirs[n].double() - ours[n].double()).square().sum() for n in teacher.outputs]).cpu()
+        real = real_outputs(theirs)
+        signal = signal + torch.stack([theirs[name].double().square().sum() for name in real]).cpu()
+        noise = noise + torch.stack([(theirs[n].double() - ours[n].double()).square().sum() for n in real]).cpu()
         if loss is not None:
             losses.append(float(loss(model, batch)[0]))
         count += len(batch.inputs)

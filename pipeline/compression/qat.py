@@ -32,7 +32,7 @@ from edgeship.calibration.learned.graph import TorchGraph
 from edgeship.pipeline.compression.agreement import Agreement, agreement
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, Batches
 from edgeship.pipeline.compression.classification import Classification
-from edgeship.pipeline.compression.held_out import PARTS, Verdict, split, standing
+from edgeship.pipeline.compression.held_out import PARTS, Verdict, real_outputs, split, standing
 from edgeship.pipeline.compression.loop import Loss, Run, process_state, scores_of, train
 from edgeship.pipeline.compression.metrics import EpochMetrics
 
@@ -98,7 +98,7 @@ class Student(nn.Module):
 
 
 class Likeness:
-    """How far the student's outputs are from the float model's."""
+    """How far the student's outputs are from the float model's. Raises InputError where all are integers."""
 
     def __init__(self, teacher: TorchGraph) -> None:
         self._teacher = teacher
@@ -108,7 +108,7 @@ class Likeness:
         outputs: dict[str, Tensor] = model(batch.inputs)
         with torch.no_grad():
             wanted = self._teacher.to(batch.inputs.device)({self._teacher.inputs[0]: batch.inputs})
-        loss = torch.stack([_noise(outputs[name], wanted[name]) for name in self._teacher.outputs]).sum()
+        loss = torch.stack([_noise(outputs[name], wanted[name]) for name in real_outputs(wanted)]).sum()
         return loss, None if batch.labels is None else scores_of(outputs)
 
 

@@ -99,6 +99,22 @@ def test_without_labels_the_model_gets_closer_to_the_float_one(
     assert all(activations[name].same_as(params) for name, params in before.plan.activations.items())
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_outputs_that_are_integers_teach_nothing(alone: bool, model: ir.Model, samples: Samples, train: Train) -> None:
+    scores = model.graph.outputs[0]
+    decision = ir.node("ArgMax", [scores], attributes={"axis": 1, "keepdims": 0}, name="decide")
+    decision.outputs[0].name, decision.outputs[0].dtype = "decision", ir.DataType.INT64
+    decision.outputs[0].shape = ir.Shape([1])
+    model.graph.append(decision)
+    model.graph.outputs[:] = [decision.outputs[0]] if alone else [scores, decision.outputs[0]]
+    plain = quantize_model(model, samples, [load("onnxruntime").rules], schemes=("full",), refinements=())
+    if alone:
+        with pytest.raises(InputError, match=r"all outputs of the model are integers \(decision\)"):
+            train(plain, "epochs = 1")
+    else:
+        assert train(coarser(plain, weights=12), "epochs = 8\nlr = 0.3").verdicts["full"].improved
+
+
 def test_scales_that_fit_badly_are_learnt_but_for_those_of_inputs(
     model: ir.Model, quantized: Callable[..., Quantized], train: Train
 ) -> None:
