@@ -30,12 +30,6 @@ def write_metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(folder / FILE, "".join(f"{json.dumps(dict(values), sort_keys=True)}\n" for values in history))
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The epochs in metrics.jsonl; none where there is no such file."""
-    path = folder / FILE
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-
 def plot_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Writes a PNG with loss and top-1 over the epochs; the same history gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

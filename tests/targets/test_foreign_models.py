@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as ortq
+from random_calibration import RandomImages
 
 from edgeship.calibration.writing.qdq import output_steps
 from edgeship.targets.base import ConvertOptions, load
@@ -79,20 +79,6 @@ def network() -> onnx.ModelProto:
     return _model(nodes, constants)
 
 
-class Samples(ortq.CalibrationDataReader):
-    """Eight random images."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(1)
-        self._samples: Iterator[dict[str, Array]] = iter(
-            [{"x": rng.normal(size=SHAPE).astype(np.float32)} for _ in range(8)]
-        )
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next sample."""
-        return next(self._samples, None)
-
-
 @dataclass(frozen=True)
 class Form:
     """One way that onnxruntime's quantizer writes a model, and the least share of work that TFLite does in integers."""
@@ -123,7 +109,12 @@ def quantized(folder: Path, form: Form) -> Path:
     logging.disable(logging.WARNING)
     try:
         ortq.quantize_static(
-            folder / "float.onnx", folder / "q.onnx", Samples(), **types, **form.options, extra_options=form.extra
+            folder / "float.onnx",
+            folder / "q.onnx",
+            RandomImages(SHAPE),
+            **types,
+            **form.options,
+            extra_options=form.extra,
         )
     finally:
         logging.disable(logging.NOTSET)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as ortq
+from random_calibration import RandomImages
 
 from edgeship.calibration import readback
 from edgeship.calibration.errors import UnsupportedError
@@ -67,26 +67,12 @@ def float_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-class Samples(ortq.CalibrationDataReader):
-    """Eight random images."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(1)
-        self._samples: Iterator[dict[str, Array]] = iter(
-            [{"x": rng.normal(size=SHAPE).astype(np.float32)} for _ in range(8)]
-        )
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next sample."""
-        return next(self._samples, None)
-
-
 def quantized(folder: Path, source: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
     """The model as onnxruntime's own quantizer writes it."""
     onnx.save(source, folder / "float.onnx")
     logging.disable(logging.WARNING)
     try:
-        ortq.quantize_static(folder / "float.onnx", folder / "quantized.onnx", Samples(), **options)
+        ortq.quantize_static(folder / "float.onnx", folder / "quantized.onnx", RandomImages(SHAPE), **options)
     finally:
         logging.disable(logging.NOTSET)
     return onnx.load(folder / "quantized.onnx")
