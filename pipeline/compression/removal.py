@@ -246,7 +246,7 @@ class Removal:
         trial = copy.deepcopy(self.model)
         extent = Extent(trial, self.example, self._unit())
         bounds: dict[str, float] = {}
-        chosen = 0
+        tried, chosen = "blocks and channels" if supply.groups else "blocks", 0
         with _judging(trial, self.precision):
             before = _mean_loss(trial, loss, batches)
             while candidates := supply.candidates():
@@ -263,7 +263,7 @@ class Removal:
                     rank = (max(0.0, costs[each] - before) / saved, -saved, place_of[each])
                     bounds[_key(each)] = rank[0]
                     best = rank if best is None else min(best, rank)
-                    self.tell(done, len(candidates), f"blocks and channels tried, {chosen} chosen")
+                    self.tell(done, len(candidates), f"{tried} tried, {chosen} chosen")
                 assert best is not None
                 taken = candidates[best[2]]
                 before = costs[taken]
