@@ -163,6 +163,7 @@ class Compressor:
             "max_latency_ms",
             whole_ms - part * (whole_ms - prune.max_latency_ms),
             lambda model: self._latency_ms(model, prune),
+            exact=False,
         )
 
     def _latency_ms(self, model: nn.Module, prune: Prune) -> float:

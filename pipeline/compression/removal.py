@@ -214,7 +214,20 @@ class Removal:
                 fit = middle
             else:
                 short = middle
-        return replace(_removed(gone[:fit]), left_dense=supply.left_dense)
+        needed = self._needed(goal, gone[:fit])
+        return replace(_removed(needed), left_dense=supply.left_dense)
+
+    def _needed(self, goal: Goal, gone: Sequence[Candidate]) -> list[Candidate]:
+        """Those of `gone` without which the goal is missed: what came last may save more than was left to save.
+
+        The dearest, which went last, come back first. What is measured is not asked so often.
+        """
+        needed = list(gone)
+        for each in reversed(gone[:-1]) if goal.exact else ():
+            rest = [other for other in needed if other is not each]
+            if self._metered(goal, rest) <= goal.limit:
+                needed = rest
+        return needed
 
     def _metered(self, goal: Goal, gone: Sequence[Candidate]) -> float:
         trial = copy.deepcopy(self.model)

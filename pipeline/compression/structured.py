@@ -26,11 +26,15 @@ Meter = Callable[[nn.Module], float]
 
 @dataclass(frozen=True)
 class Goal:
-    """Remove channels until `meter(model)` is at most `limit`; `name` says what is metered."""
+    """Remove until `meter(model)` is at most `limit`; `name` says what is metered.
+
+    `exact`: it is computed; what is measured takes seconds, and is not the same twice.
+    """
 
     name: str
     limit: float
     meter: Meter
+    exact: bool = True
 
 
 def check_skip(model: nn.Module, settings: Prune) -> None:

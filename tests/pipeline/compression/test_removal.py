@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,11 +95,28 @@ def test_no_more_goes_than_the_goal_asks(model: Small, striped: Callable[..., An
         removed = removal(model).reach(goal, Classification(), striped())
         removed.take_from(pruned, EXAMPLE)
         assert goal.meter(pruned) <= goal.limit
+        for place in range(len(removed.blocks)):  # each is needed
+            fewer = copy.deepcopy(model)
+            replace(removed, blocks=removed.blocks[:place] + removed.blocks[place + 1 :]).take_from(fewer, EXAMPLE)
+            assert goal.meter(fewer) > goal.limit
         assert pruned(EXAMPLE).shape == (1, 4)
         layers = dict(model.named_modules())
         widths = {each.layer: layers[each.layer].weight.shape[0] - len(each.channels) for each in removed.cuts}
         assert all(width > 0 and width % 8 == 0 for width in widths.values())
         assert not any(name.startswith(f"{block}.") for name in widths for block in removed.blocks)
+
+
+def test_what_went_early_comes_back_where_what_went_last_saves_enough(
+    model: Small, striped: Callable[..., Any]
+) -> None:
+    make_useless(model)
+    with torch.no_grad():
+        model.blocks[1].second.bias[:] = 0.05  # a little worse without it
+    goal = macs_goal(model, EXAMPLE, 1 - 2 * 64 * 16 * 8 * 9 * 1.5 / count_cost(model, EXAMPLE).macs)
+    chooser = removal(model, skip=("stem", "last", "blocks.0*", "blocks.1.first", "blocks.2"), layer_limit=0.25)
+    both = chooser.reach(replace(goal, exact=False), Classification(), striped())
+    assert (both.blocks, [each.layer for each in both.cuts]) == (("blocks.1",), ["blocks.2.first"])
+    assert chooser.reach(goal, Classification(), striped()) == replace(both, cuts=())
 
 
 def test_what_is_said_to_be_saved_is_what_removal_saves(model: Small) -> None:
