@@ -16,10 +16,10 @@ setup: .venv/dev.stamp  ## everything that deploy, test, lint and types need, in
 setup-tensorflow: .venv/tensorflow.stamp  ## TensorFlow as well: the independent judge of TFLite artifacts in the tests
 
 deploy: .venv/deploy.stamp  ## RECIPE=... to checked artifacts; TARGET=onnxruntime|tflite|all, ARGS="--force ..."
-	$(BIN)/edgeship deploy $(RECIPE) $(patsubst %,--target %,$(filter-out all,$(TARGET))) $(ARGS)
+	$(BIN)/edgeship deploy '$(RECIPE)' $(patsubst %,--target %,$(filter-out all,$(TARGET))) $(ARGS)
 
 release: .venv/deploy.stamp  ## RECIPE=... VERSION=1.2.0, deployed, verified and packed into dist/ with its report
-	$(BIN)/edgeship deploy $(RECIPE) $(patsubst %,--target %,$(filter-out all,$(TARGET))) --out build/release --set 'release.version="$(VERSION)"' $(ARGS)
+	$(BIN)/edgeship deploy '$(RECIPE)' $(patsubst %,--target %,$(filter-out all,$(TARGET))) --out build/release --set 'release.version="$(VERSION)"' $(ARGS)
 	$(BIN)/edgeship verify build/release/9-release
 	mkdir -p dist && tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C build/release -c 9-release | gzip -n9 > dist/release-$(VERSION).tar.gz
 	cp build/release/report.html dist/report-$(VERSION).html && cp build/release/junit.xml dist/gates-$(VERSION).xml

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.types import Finding
+from edgeship.pipeline.workspace import sha256_of
 
 if TYPE_CHECKING:
     from model_signing import hashing
@@ -76,9 +77,31 @@ def check_signature(folder: Path, key: Path) -> list[Finding]:
         with contextlib.redirect_stdout(io.StringIO()):  # the library prints its warnings
             config.verify(folder, path)
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        return [Finding(SIGNATURE, "is not the signature of these files by this key", said[:300])]
+        return _differences(folder, path) or [_unexplained(error)]
     return []
+
+
+def _differences(folder: Path, path: Path) -> list[Finding]:
+    """Each signed file that is missing or is not as the signature's statement has it."""
+    try:
+        statement = json.loads(base64.b64decode(json.loads(path.read_text())["dsseEnvelope"]["payload"]))
+        signed = {str(each["name"]): str(each["digest"]) for each in statement["predicate"]["resources"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = {name: sha256_of(folder / name) for name in sorted(signed) if (folder / name).is_file()}
+    missing = [
+        Finding(name, "the signed file is missing", "", f"sha256 {signed[name]}") for name in signed.keys() - found
+    ]
+    return missing + [
+        Finding(name, "is not the file that was signed", f"sha256 {seen}", f"sha256 {signed[name]}")
+        for name, seen in found.items()
+        if seen != signed[name]
+    ]
+
+
+def _unexplained(error: Exception) -> Finding:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return Finding(SIGNATURE, "is not a signature of these files by this key", said[:300])
 
 
 def _form(path: Path, digest: str) -> Finding | None:

@@ -238,10 +238,7 @@ def remarks(run: Run) -> list[Remark]:
         found += [Remark("plain", line) for line in form_rows(run.report.raw() or {})]
     except (KeyError, TypeError, ValueError, AttributeError):
         found.append(Remark("warn", "the report's findings have another form than this edgeship writes"))
-    plan = run.detail("plan.json")
-    said = tuple(remark.text for remark in found)
-    found += [Remark("warn", text) for text in plan.texts("findings") if not (said and text.startswith(said))]
-    floats = plan.raw("stays_float")
+    floats = run.detail("plan.json").raw("stays_float")
     if isinstance(floats, dict):
         found += [Remark("plain", f"{name} stays float: {reason}") for name, reason in floats.items()]
     return found

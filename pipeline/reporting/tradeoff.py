@@ -16,6 +16,8 @@ from edgeship.pipeline.reporting import svg
 WIDTH, HEIGHT = 440.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 18.0, 26.0, 46.0
 RADIUS = 6.0
+FARTHEST = 9
+"""Lines that a label may stand away from its mark."""
 LINE = 14.0
 
 
@@ -131,7 +133,7 @@ def _place_labels(places: Sequence[tuple[float, float]], names: Sequence[str]) -
     for (px, py), name in zip(places, names, strict=True):
         width = len(name) * svg.CHARACTER
         choices = []
-        for shift in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+        for shift in sorted(range(-FARTHEST, FARTHEST + 1), key=lambda lines: (abs(lines), -lines)):
             base = py + 4 + shift * LINE
             choices += [(px + 11, base, "start"), (px - 11, base, "end")]
         chosen = next((c for c in choices if _is_free(_box(c, width), boxes)), choices[0])

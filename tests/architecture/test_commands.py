@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -56,9 +57,15 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     [("all", ""), ("tflite", "--target tflite"), ("tflite onnxruntime", "--target tflite --target onnxruntime")],
 )
 def test_make_deploy_passes_the_targets_on(target: str, options: str) -> None:
-    command = dry_run("deploy", f"TARGET={target}").split()
+    command = shlex.split(dry_run("deploy", f"TARGET={target}"))
     assert command[0].endswith("edgeship")
     assert command[1:] == ["deploy", "examples/digits/recipe.toml", *options.split()]
+
+
+@pytest.mark.parametrize("target", ["deploy", "release"])
+def test_make_takes_a_recipe_whose_path_has_blanks(target: str) -> None:
+    command = shlex.split(dry_run(target, "RECIPE=my models/my recipe.toml").splitlines()[0])
+    assert command[1:3] == ["deploy", "my models/my recipe.toml"]
 
 
 def test_make_help_lists_every_target() -> None:

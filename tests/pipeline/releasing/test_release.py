@@ -150,6 +150,28 @@ def test_an_extra_link_is_detected(release: Path, tmp_path: Path) -> None:
     assert [finding.where for finding in verify_release(release)] == ["link"]
 
 
+def test_a_changed_file_is_named_once_with_the_digests_in_hexadecimal(release: Path, keys: Path) -> None:
+    card = release / "MODEL_CARD.md"
+    before = hashlib.sha256(card.read_bytes()).hexdigest()
+    card.write_text(card.read_text() + "more")
+    after = hashlib.sha256(card.read_bytes()).hexdigest()
+    (finding,) = verify_release(release, keys / "public.pem")
+    assert (finding.where, finding.seen, finding.accepted) == (card.name, f"sha256 {after}", f"sha256 {before}")
+
+
+def test_what_was_changed_together_with_the_checksums_is_not_what_was_signed(release: Path, keys: Path) -> None:
+    """The sums and the manifest agree with the changed file: the signature alone tells."""
+    card, manifest = release / "MODEL_CARD.md", release / "manifest.json"
+    digest = hashlib.sha256(card.read_bytes()).hexdigest()
+    card.write_text(card.read_text() + "more")
+    manifest.write_text(manifest.read_text().replace(digest, hashlib.sha256(card.read_bytes()).hexdigest()))
+    write_sums(release)
+    assert verify_release(release) == []
+    found = {finding.where: finding for finding in verify_release(release, keys / "public.pem")}
+    assert sorted(found) == ["MODEL_CARD.md", "SHA256SUMS", "manifest.json"]
+    assert found["MODEL_CARD.md"].accepted == f"sha256 {digest}"
+
+
 def test_another_key_is_refused_even_by_whoever_signs_again(release: Path, keys: Path, tmp_path: Path) -> None:
     others = write_keys(tmp_path / "others")
     (finding,) = check_signature(release, others / "public.pem")

@@ -25,7 +25,7 @@ def records(name: str = "conv_1") -> dict[str, Any]:
     return {
         "4-quantize/plan.json": {
             "activations": {name: {"range": [-2.0, 2.0], "scale": 4 / 255}},
-            "findings": [f"{name}: odd"],
+            "findings": [f"{name}: odd; seen: 1"],
             "stays_float": {name: "its output is an index"},
         },
         "4-quantize/histograms.json": {name: silhouette.to_json(), "logits": silhouette.to_json()},
@@ -63,6 +63,7 @@ def report(outputs: dict[str, bytes], name: str = "digits", gate: str = "parity.
         "model": {"name": name, "parameters": 22442, "macs": 5_687_936},
         "stages": [{"name": stage, "seconds": 1.5, "cached": False, "outputs": made} for stage, made in stages.items()],
         "reference": {"accuracy": {"top1": 99.5, "n": 400, "interval": [98.0, 99.9]}, "data": "evaluation"},
+        "quantization": {"data": {"findings": [{"where": name, "rule": "odd", "seen": "1", "accepted": ""}]}},
         "machine": {"cpu": {"model": name}},
         "targets": {
             "tflite": {

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeship.calibration.values.silhouette import Silhouette
@@ -50,6 +50,7 @@ def test_ticks_are_labelled_with_equally_many_decimals() -> None:
     assert svg.tick_labels([0, 2000]) == ["0", "2,000"]
 
 
+@example([(60.0, 248.0), (60.0, 236.0), (60.0, 210.0), (60.0, 226.0)])
 @given(st.lists(st.tuples(st.floats(60, 420), st.floats(30, 250)), min_size=1, max_size=4))
 def test_labels_of_a_few_variants_cover_neither_marks_nor_each_other(places: list[tuple[float, float]]) -> None:
     names = [f"target {i} int8" for i in range(len(places))]
