@@ -26,6 +26,7 @@ from edgeship.calibration.planning.plan import make_plan
 from edgeship.calibration.planning.wide import widen
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
+from edgeship.calibration.values.ranges import Extremes
 from edgeship.calibration.values.silhouette import Silhouette
 from edgeship.calibration.writing.qdq import apply_plan
 
@@ -120,13 +121,17 @@ def calibrate(  # noqa: PLR0913 - seven of eleven are keyword-only options
     for refinement in loaded.values():
         model = refinement.prepare(model, rules, look)
     statistics = {name: dict(each.statistics(model, rules)) for name, each in loaded.items()}
-    silhouettes = {name: Silhouette() for name in observers}
-    wanted: dict[str, list[Statistic]] = {name: [observers[name], silhouettes[name]] for name in observers}
+    wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
+    silhouettes = {}
+    for name, observer in observers.items():
+        silhouettes[name] = Silhouette(observer if isinstance(observer, Extremes) else None)
+        if silhouettes[name].extremes is not observer:
+            wanted[name].append(silhouettes[name].extremes)
     for each in statistics.values():
         for name, statistic in each.items():
             wanted.setdefault(name, []).append(statistic)
     watch = Watch(observers, progress)
-    observe(model, samples, wanted, open_model, watch)
+    observe(model, samples, wanted, open_model, watch, silhouettes)
     return Calibration(
         model,
         rules,

@@ -5,33 +5,23 @@ low = min(0, min_i x_i), high = max(0, max_i x_i)  (Jacob et al., 2018, section 
 
 from __future__ import annotations
 
-from edgeship.calibration.types import Array, Observer
-from edgeship.calibration.values.ranges import extremes
+from edgeship.calibration.types import Observer
+from edgeship.calibration.values.ranges import Extremes
 
 
-class MinMax:
+class MinMax(Extremes):
     """Remembers two numbers."""
-
-    def __init__(self) -> None:
-        self._low = 0.0
-        self._high = 0.0
-
-    def update(self, values: Array) -> None:
-        """Takes in one batch of float32 values. Raises ValueError when a value is NaN or infinite, or there is none."""
-        low, high = extremes(values)
-        self._low = min(self._low, low)
-        self._high = max(self._high, high)
 
     def merge(self, other: Observer) -> None:
         """Takes in what another MinMax saw."""
         if not isinstance(other, MinMax):
             raise TypeError(f"a MinMax observer cannot merge a {type(other).__name__}")
-        self._low = min(self._low, other._low)
-        self._high = max(self._high, other._high)
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
 
     def range(self) -> tuple[float, float]:
         """(low, high) with low <= 0 <= high."""
-        return self._low, self._high
+        return self.low, self.high
 
 
 ALGORITHM = MinMax

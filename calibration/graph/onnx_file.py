@@ -35,6 +35,7 @@ def load_onnx(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} is not a well-formed ONNX model: {_first_line(error)}") from error
+    _hold_arrays(model)
     check_finite(model, str(path))
     return model
 
@@ -109,6 +110,18 @@ def to_bytes(model: ir.Model) -> bytes:
     """The serialized model; equal models give equal bytes."""
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return content
+
+
+def _hold_arrays(model: ir.Model) -> None:
+    """Nothing; weights are NumPy arrays, where each look at one would have copied it out of its protobuf message."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string,
+                    metadata_props=tensor.metadata_props,
+                )  # fmt: skip
 
 
 def check_finite(model: ir.Model, where: str) -> None:

@@ -105,6 +105,20 @@ def constant_array(value: ir.Value | None) -> Array | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The interval a Relu or Clip cuts to; None when a Clip's bounds are computed at run time."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    bounds = [-float("inf"), float("inf")]
+    for i, value in enumerate(node.inputs[1:3]):
+        if value is not None:
+            array = constant_array(value)
+            if array is None or array.size != 1:
+                return None
+            bounds[i] = float(array.reshape(()))
+    return bounds[0], bounds[1]
+
+
 def is_float(value: ir.Value | None) -> bool:
     """Whether the value holds floating-point numbers; a value of unknown type is taken to."""
     return value is not None and (value.dtype is None or value.dtype.is_floating_point())

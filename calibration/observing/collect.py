@@ -3,6 +3,10 @@
 A few samples' values are alive at any moment and an observer's state has a fixed size, so memory does not grow with
 the number of samples. The next samples run while one is looked at; observers see them in order, so the result does not
 depend on how fast anything was.
+
+Taking a tensor out of the graph costs time: the runtime must lay it out in the standard way and cannot reuse its
+memory. So a tensor whose statistics say that no value within its bounds can change them (the smallest and largest value
+of what a ReLU6 cuts, once 0 and 6 were seen) is left inside for the remaining samples.
 """
 
 from __future__ import annotations
@@ -10,17 +14,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import onnx_ir as ir
 
 from edgeship.calibration.algorithms import load
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.graph.operators import node_key, value_name
-from edgeship.calibration.types import Array, Observer, OpenModel
+from edgeship.calibration.graph.operators import ACTIVATION_OPERATORS, activation_bounds, node_key, value_name
+from edgeship.calibration.observing.expose import Exposer
+from edgeship.calibration.types import Array, Observer, OpenModel, Session
 
 AT_ONCE = 2
 """How many samples run side by side, each in one thread."""
+GLIMPSES = 8
+"""Of so many samples, at even distances, the values are shown to whoever is content with a few."""
+_WORTH = 0.5
+"""Another session is opened once at most this share of the values that the last one gives out can still matter."""
 
 
 class Feeds(Protocol):
@@ -49,6 +58,14 @@ class Statistic(Protocol):
         """Takes in one batch. Raises ValueError for values it cannot take."""
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """A statistic that can have seen enough."""
+
+    def settled(self, low: float, high: float) -> bool:
+        """Whether no value in [low, high] would change anything."""
+
+
 def collect(  # noqa: PLR0913, PLR0917 - the agreed seam: what, on what, how, with what
     model: ir.Model,
     samples: Iterable[Feeds],
@@ -67,36 +84,26 @@ def collect(  # noqa: PLR0913, PLR0917 - the agreed seam: what, on what, how, wi
     return observers
 
 
-def observe(
+def observe(  # noqa: PLR0913, PLR0917 - as `collect`
     model: ir.Model,
     samples: Iterable[Feeds],
     statistics: Mapping[str, Sequence[Statistic]],
     open_model: OpenModel,
     progress: Progress | None = None,
+    glimpses: Mapping[str, Statistic] | None = None,
 ) -> None:
-    """Nothing; all statistics have seen their tensor (named by the key) for every sample. Raises as `collect` does."""
-    inputs = {value_name(value) for value in model.graph.inputs}
-    inner = [name for name in statistics if name not in inputs]
-    session = open_model(expose(model, inner)) if inner else None
+    """Nothing; all statistics have seen their tensor (named by the key) for every sample. Raises as `collect` does.
+
+    A `Settling` one need not have seen samples that could not have changed it. `glimpses` are shown the tensor for
+    `GLIMPSES` samples at even distances, or for all where their number is not known beforehand.
+    """
     total = len(samples) if isinstance(samples, Sized) else 0
+    inside = _Inside(model, statistics, glimpses or {}, open_model, total)
     done = 0
-
-    def values_of(sample: Feeds) -> dict[str, Array]:
-        values = dict(sample.feeds)
-        missing = sorted(name for name in inputs if name not in values)
-        if missing:
-            raise InputError(f"sample {sample.name} has no values for the model's inputs {', '.join(missing)}")
-        computed = {} if session is None else session.run({name: values[name] for name in inputs})
-        return values | computed
-
-    for sample, values in _ahead(samples, values_of):
-        for name, each in statistics.items():
-            try:
-                for statistic in each:
-                    statistic.update(values[name])
-            except ValueError as error:
-                raise InputError(f"{_describe(model, name)} on sample {sample.name}: {error}") from error
+    for sample, values in _ahead(samples, inside.values_of):
+        inside.show(sample, done, values)
         done += 1
+        inside.narrow(done)
         if progress is not None:
             progress(done, total, "calibrate")
     if done == 0:
@@ -105,8 +112,101 @@ def observe(
         )
 
 
+class _Inside:
+    """A model whose inner tensors can be seen: all that are asked for, or those only that can still matter."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        statistics: Mapping[str, Sequence[Statistic]],
+        glimpses: Mapping[str, Statistic],
+        open_model: OpenModel,
+        total: int,
+    ) -> None:
+        self._model = model
+        self._open_model = open_model
+        self._inputs = {value_name(value) for value in model.graph.inputs}
+        self._statistics = statistics
+        self._glimpses = glimpses
+        self._every = max(1, -(-total // GLIMPSES))
+        self._total = total
+        self._expose = Exposer(model)
+        self._whole = self._open([*statistics, *(name for name in glimpses if name not in statistics)])
+        self._few, self._moving = self._whole, list(statistics)
+        self._bounds = _bounds(model, statistics)
+        self._sizes: dict[str, int] = {}
+
+    def values_of(self, index: int, sample: Feeds) -> dict[str, Array]:
+        """The tensors by name that sample number `index` shows."""
+        return self._run(self._whole if self._is_glimpsed(index) else self._few, sample)
+
+    def show(self, sample: Feeds, index: int, values: Mapping[str, Array]) -> None:
+        """Nothing; the statistics have seen the values of sample number `index`. Raises InputError."""
+        try:
+            self._update(sample, index, values)
+        except InputError:
+            if len(values) < len(self._run(self._whole, sample)):  # what is wrong began at a tensor left inside
+                self._update(sample, index, self._run(self._whole, sample))
+            raise
+
+    def narrow(self, done: int) -> None:
+        """Nothing; after 1, 2, 4, 8 ... samples, what can no longer matter is left inside where that is worth it."""
+        if done & (done - 1) or (self._total and done >= self._total // 2) or not self._bounds:
+            return
+        moving = [name for name in self._moving if not self._has_settled(name)]
+        if self._size(moving) <= _WORTH * self._size(self._moving):
+            self._few, self._moving = self._open(moving), moving
+
+    def _update(self, sample: Feeds, index: int, values: Mapping[str, Array]) -> None:
+        for name, each in self._statistics.items():
+            if name not in values:
+                continue
+            self._sizes[name] = values[name].size
+            glimpsed = [self._glimpses[name]] if name in self._glimpses and self._is_glimpsed(index) else []
+            try:
+                for statistic in [*each, *glimpsed]:
+                    statistic.update(values[name])
+            except ValueError as error:
+                raise InputError(f"{_describe(self._model, name)} on sample {sample.name}: {error}") from error
+
+    def _run(self, session: Session | None, sample: Feeds) -> dict[str, Array]:
+        values = dict(sample.feeds)
+        missing = sorted(name for name in self._inputs if name not in values)
+        if missing:
+            raise InputError(f"sample {sample.name} has no values for the model's inputs {', '.join(missing)}")
+        return values if session is None else values | session.run({name: values[name] for name in self._inputs})
+
+    def _open(self, names: Iterable[str]) -> Session | None:
+        inner = [name for name in names if name not in self._inputs]
+        return self._open_model(self._expose(inner)) if inner else None
+
+    def _is_glimpsed(self, index: int) -> bool:
+        return bool(self._glimpses) and index % self._every == 0
+
+    def _has_settled(self, name: str) -> bool:
+        bounds = self._bounds.get(name)
+        return bounds is not None and all(
+            isinstance(each, Settling) and each.settled(*bounds) for each in self._statistics[name]
+        )
+
+    def _size(self, names: Iterable[str]) -> int:
+        return sum(self._sizes.get(name, 0) for name in names if name not in self._inputs)
+
+
+def _bounds(model: ir.Model, names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """What a Relu or Clip cuts the tensors to that it makes, by name.
+
+    Not those of the model's outputs, which show whether all numbers are finite.
+    """
+    outputs = {value_name(value) for value in model.graph.outputs}
+    wanted = set(names) - outputs
+    made = {value_name(node.outputs[0]): node for node in model.graph if node.op_type in ACTIVATION_OPERATORS}
+    found = {name: activation_bounds(node) for name, node in made.items() if name in wanted}
+    return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+
 def _ahead(
-    samples: Iterable[Feeds], values_of: Callable[[Feeds], dict[str, Array]]
+    samples: Iterable[Feeds], values_of: Callable[[int, Feeds], dict[str, Array]]
 ) -> Iterator[tuple[Feeds, dict[str, Array]]]:
     """Every sample with its values, in order, while the next ones are computed.
 
@@ -117,27 +217,13 @@ def _ahead(
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(AT_ONCE) as pool:
         running: deque[tuple[Feeds, Future[dict[str, Array]]]] = deque()
-        for sample in samples:
-            running.append((sample, pool.submit(values_of, sample)))
+        for index, sample in enumerate(samples):
+            running.append((sample, pool.submit(values_of, index, sample)))
             if len(running) > AT_ONCE:
                 first, values = running.popleft()
                 yield first, values.result()
         for first, values in running:
             yield first, values.result()
-
-
-def expose(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The serialized model with the tensors `names` as its only outputs. Raises InputError for an unknown name."""
-    copy = model.clone()
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    unknown = [name for name in names if name not in values]
-    if unknown:
-        raise InputError(f"the model has no tensors called {', '.join(unknown)}")
-    copy.graph.outputs[:] = [values[name] for name in names]
-    for name in names:
-        if values[name].dtype is None:
-            values[name].dtype = ir.DataType.FLOAT
-    return bytes(ir.to_proto(copy).SerializeToString())
 
 
 def _describe(model: ir.Model, name: str) -> str:

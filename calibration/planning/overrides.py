@@ -172,11 +172,10 @@ def make_observers(
     usual, spared = algorithms.load(algorithm), algorithms.load(SPARED)
     last = _after_the_last_layer(model)
     makers: dict[str, Callable[[], Observer]] = {name: spared if name in last else usual for name in names}
-    folded = {name: value_name(node.outputs[0]) for name, node in select(model, rules).folds.items()}
-    known = {**{name: name for name in names}, **folded}
-    for override in overrides:
-        if not override.is_of_activations:
-            continue
+    pinning = [override for override in overrides if override.is_of_activations]
+    folds = select(model, rules).folds if pinning else {}
+    known = {**{name: name for name in names}, **{name: value_name(node.outputs[0]) for name, node in folds.items()}}
+    for override in pinning:
         targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
         if not targets:
             raise _in_vain(override, known, "tensor with a range of its own")
@@ -193,6 +192,8 @@ def weight_observers(
     A pattern names a layer, by node name, or its weights. Raises InputError for an unknown algorithm, one that means
     nothing for weights, or a pattern in vain.
     """
+    if _of_weights(algorithm) is None and all(override.weight_algorithm is None for override in overrides):
+        return {}
     layers = [node for node in select(model, rules).int8 if node.op_type in MAC_OPERATORS]
     weights = {node: value_name(read_layer(node).weight_value) for node in layers}
     known = {name: weights[node] for node in layers for name in (node_key(node), weights[node])}

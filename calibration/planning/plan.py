@@ -22,6 +22,7 @@ from edgeship.calibration.graph.operators import (
     HULL_OPERATORS,
     MAC_OPERATORS,
     Layer,
+    activation_bounds,
     activation_inputs,
     constant_array,
     constant_key,
@@ -36,7 +37,7 @@ from edgeship.calibration.planning.clear_scales import clear_scales
 from edgeship.calibration.planning.groups import Groups
 from edgeship.calibration.planning.input_grid import image_input_params
 from edgeship.calibration.planning.pinned import Pinned
-from edgeship.calibration.planning.selection import Selection, activation_bounds, moves, select
+from edgeship.calibration.planning.selection import Selection, moves, select
 from edgeship.calibration.planning.sharing import group_params, quantized_values, share_scales
 from edgeship.calibration.planning.weights import quantize_bias, weight_params
 from edgeship.calibration.samples.preprocessing import Preprocessing

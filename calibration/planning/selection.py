@@ -23,8 +23,8 @@ from edgeship.calibration.errors import InputError
 from edgeship.calibration.graph.operators import (
     ACTIVATION_OPERATORS,
     MAC_OPERATORS,
+    activation_bounds,
     activation_inputs,
-    constant_array,
     data_inputs,
     float_outputs,
     is_float,
@@ -83,20 +83,6 @@ def moves(node: ir.Node, rules: QuantRules) -> bool:
     """Whether the node's int8 kernel needs one scale for its inputs and outputs."""
     rule = rules.operators.get(node.op_type)
     return rule is not None and rule.shares_scale
-
-
-def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """The interval a Relu or Clip cuts to; None when a Clip's bounds are computed at run time."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    bounds = [-float("inf"), float("inf")]
-    for i, value in enumerate(node.inputs[1:3]):
-        if value is not None:
-            array = constant_array(value)
-            if array is None or array.size != 1:
-                return None
-            bounds[i] = float(array.reshape(()))
-    return bounds[0], bounds[1]
 
 
 def _check_graph(model: ir.Model, nodes: Iterable[ir.Node]) -> None:

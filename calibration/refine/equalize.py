@@ -41,6 +41,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.graph.operators import (
+    activation_bounds,
     attribute,
     constant_array,
     is_depthwise,
@@ -50,7 +51,7 @@ from edgeship.calibration.graph.operators import (
     why_not_layer,
 )
 from edgeship.calibration.observing.collect import Statistic
-from edgeship.calibration.planning.selection import activation_bounds, select
+from edgeship.calibration.planning.selection import select
 from edgeship.calibration.refine import Observe, Refinement
 from edgeship.calibration.refine._residual import FLATTEN, POOLS, find_residuals, keeps_channels
 from edgeship.calibration.types import Array, QuantRules

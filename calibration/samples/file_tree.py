@@ -45,7 +45,7 @@ class DiskTree:
     def files(self) -> list[str]:
         """All files below, sorted, without hidden ones; links to folders are followed, but not in circles."""
         try:
-            return sorted(path.relative_to(self.folder).as_posix() for path in _below(self.folder, frozenset()))
+            return sorted(_below(self.folder, PurePosixPath(), frozenset()))
         except OSError as error:
             raise InputError(f"{error.filename or self.folder} cannot be read: {error.strerror}") from error
 
@@ -64,19 +64,23 @@ class DiskTree:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """The files below a folder; none where it is one of the folders `above`, which a link leads back to."""
-    real = os.path.realpath(folder)
+def _below(folder: Path, inside: PurePosixPath, above: frozenset[str]) -> Iterator[str]:
+    """The files below `inside` of a folder, named by their path in it.
+
+    None where that is one of the folders `above`, which a link leads back to.
+    """
+    real = os.path.realpath(folder / inside)
     if real in above:
         return
-    with os.scandir(folder) as entries:
+    prefix = "" if not inside.parts else f"{inside}/"
+    with os.scandir(folder / inside) as entries:
         for entry in entries:
             if _hidden(entry.name):
                 continue
             if entry.is_dir():
-                yield from _below(folder / entry.name, above | {real})
+                yield from _below(folder, inside / entry.name, above | {real})
             else:
-                yield folder / entry.name
+                yield prefix + entry.name
 
 
 class _Archive:

@@ -57,6 +57,23 @@ def extremes(values: Array) -> tuple[float, float]:
     return low, high
 
 
+class Extremes:
+    """The smallest and largest of a stream of values and zero."""
+
+    def __init__(self) -> None:
+        self.low = 0.0
+        self.high = 0.0
+
+    def update(self, values: Array) -> None:
+        """Takes in one batch of float32 values. Raises ValueError when a value is NaN or infinite, or there is none."""
+        low, high = extremes(values)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def settled(self, low: float, high: float) -> bool:
+        """Whether no value in [low, high] would change anything."""
+        return self.low <= low and self.high >= high
+
+
 def range_of(values: Array) -> Range:
     """The range of an array's values and zero."""
     return Range(min(0.0, float(values.min())), max(0.0, float(values.max()))) if values.size else Range()

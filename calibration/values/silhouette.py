@@ -1,8 +1,9 @@
 """Returns what a tensor's values look like, for a person: a coarse histogram of a bounded part of them, exact extremes.
 
 Ranges are chosen by the algorithms' own observers; this is what is shown beside the range they chose. It costs the
-same whatever the tensor's size: of each sample every k-th value is counted, k odd, so that it walks through all columns
-and channels of a tensor whose sides are even.
+same whatever the tensor's size: of each sample that it sees every k-th value is counted, k odd, so that it walks
+through all columns and channels of a tensor whose sides are even. The extremes are those of all samples where whoever
+feeds it shows `extremes` the others too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from edgeship.calibration.types import Array
 from edgeship.calibration.values.histogram import Histogram
-from edgeship.calibration.values.ranges import extremes
+from edgeship.calibration.values.ranges import Extremes
 
 BINS = 128
 """Bins on either side of zero."""
@@ -24,18 +25,15 @@ COUNTED = 4096
 class Silhouette:
     """The outline of a stream of values; takes them in as every statistic of calibration does."""
 
-    def __init__(self) -> None:
-        self.low = 0.0
-        self.high = 0.0
-        self.values = 0
+    def __init__(self, extremes: Extremes | None = None) -> None:
+        """Nothing seen yet; `extremes`: those of the same stream, where something else keeps them already."""
+        self.extremes = Extremes() if extremes is None else extremes
         self._counted = Histogram(BINS)
 
     def update(self, values: Array) -> None:
         """Takes in one sample's values. Raises ValueError when one is NaN or infinite, or none is given."""
-        low, high = extremes(values)
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.extremes.update(values)
         flat = np.asarray(values).reshape(-1)
-        self.values += flat.size
         self._counted.update(flat[:: (flat.size // COUNTED) | 1])
 
     def to_json(self) -> dict[str, Any]:
@@ -45,9 +43,8 @@ class Silhouette:
         """
         positive, negative = self._counted.one_sided(1), self._counted.one_sided(-1)
         return {
-            "low": self.low,
-            "high": self.high,
-            "values": self.values,
+            "low": self.extremes.low,
+            "high": self.extremes.high,
             "counted": self._counted.count,
             "width": self._counted.width,
             "zero": int(positive[0]),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from edgeship.calibration.graph.operators import constant_array, value_name
-from edgeship.calibration.observing.collect import expose
+from edgeship.calibration.observing.expose import Exposer
 from edgeship.calibration.writing.qdq import output_steps
 from edgeship.pipeline.compression.checkpoint import seeded
 
@@ -59,7 +59,7 @@ def agreement(graph: FakeQuantGraph, quantized: ir.Model, data: Batches) -> Agre
     if not outputs:
         return None
     steps = _value_steps(quantized)
-    reference = open_reference(expose(quantized, list(steps)))
+    reference = open_reference(Exposer(quantized)(list(steps)))
     (name,) = graph.inputs
     device = next(graph.parameters()).device
     apart: list[np.ndarray[Any, Any]] = []

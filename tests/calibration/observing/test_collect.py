@@ -8,7 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.observing.collect import AT_ONCE, collect, observe
+from edgeship.calibration.observing.collect import AT_ONCE, GLIMPSES, Statistic, collect, observe
+from edgeship.calibration.observing.expose import Exposer
+from edgeship.calibration.values.ranges import Extremes
 
 
 @pytest.fixture
@@ -75,3 +77,83 @@ def test_progress_counts_samples(model: ir.Model, samples: Any, open_float: Any)
     seen: list[tuple[int, int]] = []
     observe(model, samples(model, 3), {"c": []}, open_float, lambda done, total, what="": seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.fixture
+def clipped(build: Callable[..., ir.Model]) -> ir.Model:
+    return build(
+        """(float[1,2,8,8] x) => (float[1,3,4,4] y) <float lo, float hi, float far>
+        { c = Conv(x, w) d = Clip(c, lo, hi) e = Conv<strides=[2,2]>(d, v) f = Clip(e, lo, far) y = Conv(f, u) }""",
+        w=np.array([[9.0, -9.0], [-9.0, 9.0], [5.0, 5.0]]).reshape(3, 2, 1, 1),
+        v=np.ones((3, 3, 1, 1)),
+        u=np.ones((3, 3, 1, 1)),
+        lo=0.0,
+        hi=1.0,
+        far=1e6,
+    )
+
+
+class Opened:
+    """Opens models and remembers with which outputs."""
+
+    def __init__(self, open_float: Any) -> None:
+        self.outputs: list[set[str]] = []
+        self._open = open_float
+
+    def __call__(self, model: bytes) -> Any:
+        session = self._open(model)
+        self.outputs.append({info.name for info in session.outputs})
+        return session
+
+
+def test_what_has_reached_its_bounds_stays_inside_and_the_ranges_are_the_same(
+    clipped: ir.Model, samples: Any, open_float: Any
+) -> None:
+    """A tensor that a Clip cuts at 0 and 1, once both were seen; not one of bounds never reached, nor the output."""
+    opened = Opened(open_float)
+    shots = samples(clipped, 40)
+    names = ["x", "d", "f", "y"]
+    observers = collect(clipped, shots, names, "minmax", opened)
+    assert opened.outputs == [{"d", "f", "y"}, {"f", "y"}]
+    session = open_float(Exposer(clipped)(names[1:]))
+    seen = [{**shot.feeds, **session.run(shot.feeds)} for shot in shots]
+    for name, observer in observers.items():
+        assert observer.range() == (
+            min(0.0, *(float(each[name].min()) for each in seen)),
+            max(0.0, *(float(each[name].max()) for each in seen)),
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["moving_average", "percentile", "mse", "entropy"])
+def test_what_depends_on_all_values_sees_all_of_them(
+    clipped: ir.Model, samples: Any, open_float: Any, algorithm: str
+) -> None:
+    opened = Opened(open_float)
+    collect(clipped, samples(clipped, 20), ["d", "y"], algorithm, opened)
+    assert opened.outputs == [{"d", "y"}]
+
+
+def test_a_nan_behind_a_tensor_that_stays_inside_is_found_where_it_began(
+    clipped: ir.Model, samples: Any, open_float: Any
+) -> None:
+    shots = samples(clipped, 40)
+    shots[30].feeds["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match=r"tensor d \(output of node Clip_d, Clip\) on sample sample 30"):
+        collect(clipped, shots, ["d", "y"], "minmax", open_float)
+
+
+def test_glimpses_see_some_samples_at_even_distances(clipped: ir.Model, samples: Any, open_float: Any) -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.values: list[np.ndarray] = []
+
+        def update(self, values: np.ndarray) -> None:
+            self.values.append(values)
+
+    glimpses = {"x": Kept(), "d": Kept()}
+    shots = samples(clipped, 40)
+    statistics: dict[str, list[Statistic]] = {name: [Extremes()] for name in ("x", "d", "y")}
+    observe(clipped, shots, statistics, open_float, glimpses=glimpses)
+    looked_at = [shot.feeds["x"] for shot in shots[:: 40 // GLIMPSES]]
+    assert len(glimpses["d"].values) == GLIMPSES
+    assert all(np.array_equal(*pair) for pair in zip(glimpses["x"].values, looked_at, strict=True))
