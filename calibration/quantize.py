@@ -124,8 +124,9 @@ def calibrate(  # noqa: PLR0913 - seven of eleven are keyword-only options
     wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
     silhouettes = {}
     for name, observer in observers.items():
-        silhouettes[name] = Silhouette(observer if isinstance(observer, Extremes) else None)
-        if silhouettes[name].extremes is not observer:
+        extremes = observer if isinstance(observer, Extremes) else None
+        silhouettes[name] = Silhouette(extremes)
+        if extremes is None:
             wanted[name].append(silhouettes[name].extremes)
     for each in statistics.values():
         for name, statistic in each.items():
