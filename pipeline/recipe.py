@@ -246,7 +246,7 @@ class Recipe(Section):
         if path.suffix.lower() == ".npz" and path.is_file():  # which of its keys are inputs, only the model knows
             taken = f"{sha256_of(path)} {self._count(field)} {self.data.seed}"
             return hashlib.sha256(taken.encode()).hexdigest()
-        stand_in = {} if self.input.shape else {"input": (1, 1 if self.input.color == "gray" else 3, 1, 1)}
+        stand_in = {} if self.input.shape else {"input": (1, 1 if self.input.color == "gray" else 3, -1, -1)}
         if field == "calibration":
             return self.calibration_samples(stand_in).digest()
         if field == "training":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +21,12 @@ from edgeship.calibration.samples.image_list import ImageFile
 from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.types import Array
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _DECODERS = 2
 _AHEAD = 4
+_END_OF_JPEG = b"\xff\xd9"
 
 
 class ImageSource:
@@ -42,11 +49,20 @@ class ImageSource:
             yield {self._input_name: values}
 
     def digest(self, indices: Sequence[int]) -> Iterator[bytes]:
-        """The files' contents and the preprocessing (the batch of its shape has no part in it)."""
+        """The files' contents and the preprocessing (the batch of its shape has no part in it).
+
+        Raises InputError for a file that is no image, is cut short or has a size that does not fit: it costs next to
+        nothing to see that here.
+        """
         facts = asdict(self._preprocessing) | {"shape": self._preprocessing.shape[1:]}
         yield json.dumps(facts, sort_keys=True).encode()
         for index in indices:
-            yield self._tree.read(self.names[index])
+            content = self._tree.read(self.names[index])
+            with self._opened(index, content) as image:
+                self._preprocessing.check_size(image.height, image.width)
+                if not is_whole(image, content):
+                    image.load()
+            yield content
 
     def contents(self, indices: Sequence[int]) -> Iterator[bytes]:
         """SHA-256 of each file."""
@@ -54,28 +70,52 @@ class ImageSource:
             yield hashlib.sha256(self._tree.read(self.names[index])).digest()
 
     def _decode(self, index: int) -> Array:
-        import io
+        with self._opened(index, self._tree.read(self.names[index])) as image:
+            image.load()
+            return self._preprocessing.apply(image)[np.newaxis]
+
+    @contextmanager
+    def _opened(self, index: int, content: bytes) -> Iterator[Image.Image]:
+        """The image, of which the header alone is read; what fails while it is open is told with the file's name."""
         import warnings
 
         from PIL import Image, UnidentifiedImageError
 
         where = PurePosixPath(self._tree.where, self.names[index])
-        content = self._tree.read(self.names[index])
+        seen = f"{where} cannot be decoded as an image ({len(content)} bytes)"
         try:
             with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
                 warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable metadata
-                image.load()
-                return self._preprocessing.apply(image)[np.newaxis]
+                yield image
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         except UnidentifiedImageError as error:
-            raise InputError(
-                f"{where} cannot be decoded as an image ({len(content)} bytes): no known format"
-            ) from error
+            raise InputError(f"{seen}: no known format") from error
         except MemoryError as error:
             raise InputError(f"{where} cannot be preprocessed: not enough memory") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{where} cannot be decoded as an image ({len(content)} bytes): {error}") from error
+            raise InputError(f"{seen}: {error}") from error
+
+
+def is_whole(image: Image.Image, content: bytes) -> bool:
+    """Whether a file that has been opened as `image` ends as its format says; a PNG's checksums are looked at too.
+
+    Nothing is decoded. False is no verdict: some files that are cut short can be decoded all the same.
+    """
+    if image.format == "JPEG":
+        return content.rstrip(b"\0").endswith(_END_OF_JPEG)
+    if image.format == "PNG":
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(content)) as again:  # an image that was verified cannot be loaded any more
+                again.verify()
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return True
+    if image.format == "WEBP":
+        return len(content) >= int.from_bytes(content[4:8], "little") + 8
+    return False
 
 
 def _ahead(work: Callable[[int], Array], items: Iterable[int]) -> Iterator[Array]:

@@ -34,10 +34,10 @@ class Preprocessing:
     """How an image file becomes an input.
 
     `shape` is the input's: (N, C, H, W), or (N, H, W, C) where only the last side fits `color`; N plays no part here
-    (-1 for a dynamic batch). `mean` and `std` are in pixel units, one value or one per channel in the order of
-    `color`. `resize`: the short side as an int (the long one follows, rounded down, as torchvision does) or (height,
-    width). `crop`: a centred square or (height, width). `resize` comes first, by `interpolation`; without `antialias`
-    that is bilinear.
+    (-1 for a dynamic batch), and a height or width of -1 takes any. `mean` and `std` are in pixel units, one value or
+    one per channel in the order of `color`. `resize`: the short side as an int (the long one follows, rounded down, as
+    torchvision does) or (height, width). `crop`: a centred square or (height, width). `resize` comes first, by
+    `interpolation`; without `antialias` that is bilinear.
     """
 
     shape: tuple[int, int, int, int]
@@ -58,7 +58,7 @@ class Preprocessing:
         self._check()
 
     def _check(self) -> None:
-        if len(self.shape) != 4 or any(side < 1 for side in self.shape[1:]):
+        if len(self.shape) != 4 or any(side < 1 and side != -1 for side in self.shape[1:]):
             raise InputError(
                 f"an image input has the shape (N, C, H, W) or (N, H, W, C) with positive sides; seen: {self.shape}"
             )
@@ -95,22 +95,37 @@ class Preprocessing:
 
         Raises InputError unless it gets the input's size.
         """
+        self.check_size(image.height, image.width)
         pixels = np.asarray(self._fit(_in_color(image, self.color)))
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         if self.color == "bgr":
             pixels = pixels[..., ::-1]
         pixels = pixels if self.channels_last else pixels.transpose(2, 0, 1)
-        if pixels.shape != self.shape[1:]:
-            raise InputError(
-                f"the image has the shape {pixels.shape} after preprocessing (file: {image.height} x {image.width}, "
-                f"resize: {self.resize}, crop: {self.crop}), the input needs {self.shape[1:]}"
-            )
         place = (1, 1, -1) if self.channels_last else (-1, 1, 1)
         mean, std = (np.asarray(values, np.float32).reshape(place) for values in (self.mean, self.std))
         values = np.ascontiguousarray(pixels).astype(np.float32)  # bytes are moved faster than floats
         values -= mean
         values /= std
         return values
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError where an image of this size does not get the input's, or is smaller than the crop."""
+        sides = (height, width) if self.resize is None else _resized(self.resize, height, width)
+        if self.crop is not None:
+            crop = _pair(self.crop)
+            if crop[0] > sides[0] or crop[1] > sides[1]:
+                raise InputError(
+                    f"the crop {crop[0]} x {crop[1]} is larger than the image, {sides[0]} x {sides[1]}"
+                    f"{'' if self.resize is None else f' (file: {height} x {width}, resize: {self.resize})'}"
+                )
+            sides = crop
+        channels = channels_of(self.color)
+        made = (*sides, channels) if self.channels_last else (channels, *sides)
+        if any(want not in (-1, side) for want, side in zip(self.shape[1:], made, strict=True)):
+            raise InputError(
+                f"the image has the shape {made} after preprocessing (file: {height} x {width}, "
+                f"resize: {self.resize}, crop: {self.crop}), the input needs {self.shape[1:]}"
+            )
 
     def _fit(self, image: Image.Image) -> Image.Image:
         from PIL.Image import Resampling
@@ -125,9 +140,7 @@ class Preprocessing:
                 )
         if self.crop is None:
             return image
-        height, width = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
-        if height > image.height or width > image.width:
-            raise InputError(f"the crop {height} x {width} is larger than the image, {image.height} x {image.width}")
+        height, width = _pair(self.crop)
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
 
@@ -174,6 +187,10 @@ def _resized(resize: int | tuple[int, int], height: int, width: int) -> tuple[in
     if height <= width:
         return resize, max(1, resize * width // height)
     return max(1, resize * height // width), resize
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _linear(image: Image.Image, size: tuple[int, int]) -> Image.Image:

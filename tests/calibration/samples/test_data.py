@@ -193,6 +193,42 @@ def test_the_digest_changes_with_contents_labels_preprocessing_and_choice(class_
     assert len(digests) == 5
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "bmp", "gif", "tif"])
+def test_a_file_cut_short_is_told_by_the_digest_before_anything_is_read(tmp_path: Path, kind: str) -> None:
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.{kind}")
+    samples = open_samples(tmp_path, preprocessing=PLAIN)
+    samples.digest()
+    content = (tmp_path / f"1.{kind}").read_bytes()
+    (tmp_path / f"1.{kind}").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(InputError, match=rf"1\.{kind} cannot be decoded"):
+        samples.digest()
+
+
+def test_a_jpeg_without_its_last_bytes_that_can_be_decoded_is_accepted(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.jpg")
+    content = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "0.jpg").write_bytes(content[:-2] + b"and more")
+    samples = open_samples(tmp_path, preprocessing=PLAIN)
+    samples.digest()
+    assert len(list(samples)) == 1
+
+
+def test_an_image_of_another_size_is_told_by_the_digest(class_folders: Path) -> None:
+    Image.new("RGB", (9, 8)).save(class_folders / "cat" / "odd.png")
+    with pytest.raises(InputError, match=r"odd\.png: the image has the shape \(3, 8, 9\)"):
+        open_samples(class_folders, preprocessing=PLAIN).digest()
+
+
+def test_any_height_and_width_are_taken_where_the_shape_says_none(tmp_path: Path) -> None:
+    for index, size in enumerate([(9, 8), (5, 7)]):
+        Image.new("RGB", size).save(tmp_path / f"{index}.png")
+    samples = open_samples(tmp_path, preprocessing=Preprocessing((1, 3, -1, -1)))
+    assert [sample.feeds["input"].shape for sample in samples] == [(1, 3, 8, 9), (1, 3, 7, 5)]
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_are_read_row_by_row(tmp_path: Path, save: Any, order: Any) -> None:

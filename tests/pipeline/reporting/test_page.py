@@ -59,9 +59,9 @@ def page_of(run: Run) -> Page:
 
 
 def test_a_finding_is_told_once(run_folder: Path) -> None:
-    """The plan and the report both hold it, in other words."""
+    """The plan holds it too, in other words."""
     told = [text for text in page_of(open_run(run_folder)).texts if "odd" in text]
-    assert told == ["conv_1: odd: 1"]
+    assert told == ["digits: odd: 1"]
 
 
 def test_the_page_shows_every_record_there_is(run_folder: Path) -> None:
