@@ -28,7 +28,9 @@ Where an Add ties tensors together (_residual.py) one factor has to serve all la
     log s_i = (sum_p log r_p,i - sum_c log r_c,i) / (P + C)
 
 over P layers p that write and C layers c that read, which makes the sum over them of the squared deviations of the
-logarithms from their layer's mean the least; with one of each it is eq. 11.
+logarithms from their layer's mean the least; with one of each it is eq. 11. Where the tensors have some of the channels
+only (a Pad adds channels between stages), the sums are over the layers that have channel i, and to be comparable each
+layer's logarithms are first moved to a common mean.
 """
 
 from __future__ import annotations
@@ -107,13 +109,15 @@ class Pair:
 class Span:
     """Layers that write and layers that read tensors with the same factors: a pair, or a residual group.
 
-    `peaks`: each channel's largest value by tensor; `limits`: what no channel may exceed there.
+    There are `channels` factors; layers and tensors have the place of theirs among them. `peaks`: each channel's
+    largest value by tensor; `limits`: what no channel may exceed there.
     """
 
-    producers: Sequence[ir.Node]
-    consumers: Sequence[ir.Node]
+    channels: int
+    producers: Mapping[ir.Node, slice]
+    consumers: Mapping[ir.Node, slice]
     bound: float
-    tensors: Sequence[str]
+    tensors: Mapping[str, slice]
     peaks: dict[str, Array] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
 
@@ -153,14 +157,16 @@ def find_spans(model: ir.Model, candidates: set[ir.Node]) -> list[Span]:
     def reads(node: ir.Node) -> bool:
         return node in candidates and _can_be_scaled(node) and _reads_channels(node)
 
-    spans = [
-        Span((pair.first,), (pair.second,), pair.bound, (value_name(pair.first.outputs[0]),))
-        for pair in find_pairs(model, candidates)
-    ]
+    spans = []
+    for pair in find_pairs(model, candidates):
+        every = slice(0, read_layer(pair.first).channels)
+        name = value_name(pair.first.outputs[0])
+        spans.append(Span(every.stop, {pair.first: every}, {pair.second: every}, pair.bound, {name: every}))
     for group in find_residuals(model, writes, reads):
-        sides = {read_layer(node).channels for node in group.producers} | set(map(_inputs_of, group.consumers))
-        if len(sides) == 1:
-            spans.append(Span(group.producers, group.consumers, np.inf, group.tensors))
+        sides = [(place, read_layer(node).channels) for node, place in group.producers.items()]
+        sides += [(place, _inputs_of(node)) for node, place in group.consumers.items()]
+        if all(place.stop - place.start == side for place, side in sides):
+            spans.append(Span(group.channels, group.producers, group.consumers, np.inf, group.tensors))
     return spans
 
 
@@ -264,20 +270,20 @@ def equalize(
         moved = 0.0
         for span in spans:
             factors = (_of_activations if per_channel else _factors)(span, weights, biases)
-            for node in span.producers:
-                weights[node] = _scale_outputs(node, weights[node], 1 / factors)
+            for node, place in span.producers.items():
+                weights[node] = _scale_outputs(node, weights[node], 1 / factors[place])
                 if node in biases:
-                    biases[node] /= factors
-            for node in span.consumers:
-                weights[node] = _scale_inputs(node, weights[node], factors)
-            span.peaks = {name: peaks / factors for name, peaks in span.peaks.items()}
+                    biases[node] /= factors[place]
+            for node, place in span.consumers.items():
+                weights[node] = _scale_inputs(node, weights[node], factors[place])
+            span.peaks = {name: peaks / factors[span.tensors[name]] for name, peaks in span.peaks.items()}
             moved = max(moved, float(np.abs(np.log(factors)).max()))
         if moved < _SETTLED:
             break
     for span, unlike in zip(spans, before, strict=True):
         now = _unlikeness(span, weights, per_channel=per_channel)
         if now != unlike:
-            report[node_key(span.producers[0])] = {
+            report[node_key(next(iter(span.producers)))] = {
                 "writes": [node_key(node) for node in span.producers],
                 "reads": [node_key(node) for node in span.consumers],
                 "octaves_before": round(unlike, 3),
@@ -319,46 +325,83 @@ def _unlikeness(span: Span, weights: Mapping[ir.Node, Array], *, per_channel: bo
 
 def _factors(span: Span, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> Array:
     """s_i of every channel between layers that will have one weight scale per tensor."""
-    written = [_written(node, weights[node]) for node in span.producers]
-    read = [_read(node, weights[node]) for node in span.consumers]
-    clipped = np.max([peaks * _HEADROOM for peaks in span.peaks.values()], axis=0) >= span.bound
-    live = np.all([each > 0 for each in (*written, *read)], axis=0)
+    written = [(place, _written(node, weights[node])) for node, place in span.producers.items()]
+    read = [(place, _read(node, weights[node])) for node, place in span.consumers.items()]
+    clipped = _largest(span, {name: peaks * _HEADROOM for name, peaks in span.peaks.items()}) >= span.bound
+    live = np.ones(span.channels, bool)
+    for place, each in (*written, *read):
+        live[place] &= each > 0
     keep = clipped & live
     if keep.any():  # those that stay say what the others are measured against
-        written, read = ([each / each[keep].max() for each in side] for side in (written, read))
+        written, read = ([(place, each / each[keep[place]].max()) for place, each in side] for side in (written, read))
     if len(written) + len(read) > 2:  # a channel that is dead in one layer of many says nothing about the others
-        written, read = ([np.maximum(each, each.max() / _LARGEST) for each in side] for side in (written, read))
-    factors = np.ones(live.size)
-    logs = sum(np.log(each[live]) for each in written) - sum(np.log(each[live]) for each in read)
-    factors[live] = np.clip(np.exp(logs / (len(written) + len(read))), 1 / _LARGEST, _LARGEST)
+        written, read = (
+            [(place, np.maximum(each, each.max() / _LARGEST)) for place, each in side] for side in (written, read)
+        )
+    logs, layers = np.zeros(span.channels), np.zeros(span.channels)
+    for side, sign in ((written, 1.0), (read, -1.0)):
+        total = np.zeros(span.channels)
+        for place, each in _comparable(span, side, live):
+            total[place] += each
+            layers[place] += 1
+        logs += sign * total
+    factors = np.ones(span.channels)
+    factors[live] = np.clip(np.exp(logs[live] / layers[live]), 1 / _LARGEST, _LARGEST)
     factors = np.maximum(factors, _smallest(span))
     factors = np.maximum(factors, np.minimum(1.0, _of_biases(span, biases)))
     factors[clipped] = 1.0
     return factors
 
 
+def _comparable(span: Span, side: Sequence[tuple[slice, Array]], live: Array) -> list[tuple[slice, Array]]:
+    """The logarithms of the layers' ranges, 0 for channels that are not `live`.
+
+    With one mean where the layers do not all have the same channels: what is common to a layer's channels says nothing
+    about one of them.
+    """
+    logs = [(place, np.log(np.where(live[place], each, 1.0))) for place, each in side]
+    means = [float(each[live[place]].mean()) if live[place].any() else 0.0 for place, each in logs]
+    if all(place == slice(0, span.channels) for place in (*span.producers.values(), *span.consumers.values())):
+        return logs
+    common = float(np.mean(means))
+    return [
+        (place, np.where(live[place], each - mean + common, 0.0))
+        for (place, each), mean in zip(logs, means, strict=True)
+    ]
+
+
 def _of_activations(span: Span, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> Array:
     """s_i of every channel between layers whose weights have a scale per output channel."""
     free = all(is_depthwise(node, weights[node]) for node in span.consumers)
     if not free or not all(limit > 0 for limit in span.limits.values()):
-        return np.ones(next(iter(span.peaks.values())).size)
+        return np.ones(span.channels)
     factors = np.maximum(_smallest(span), 1 / _LARGEST_GROWTH)
     factors = np.maximum(factors, np.minimum(1.0, _of_biases(span, biases)))
     return np.minimum(factors, 1.0)
 
 
+def _largest(span: Span, values: Mapping[str, Array]) -> Array:
+    """Of what each tensor has per channel, the largest, or 0 where none has the channel."""
+    largest = np.zeros(span.channels)
+    for name, each in values.items():
+        largest[span.tensors[name]] = np.maximum(largest[span.tensors[name]], each)
+    return largest
+
+
 def _smallest(span: Span) -> Array:
     """The factors with which every channel is as large as its tensor's limit allows."""
     room = _HEADROOM if np.isfinite(span.bound) else 1.0
-    shares = [span.peaks[name] * room / limit for name, limit in span.limits.items() if limit > 0]
-    return np.max(shares, axis=0) if shares else np.zeros(next(iter(span.peaks.values())).size)
+    return _largest(span, {name: span.peaks[name] * room / limit for name, limit in span.limits.items() if limit > 0})
 
 
 def _of_biases(span: Span, biases: Mapping[ir.Node, Array]) -> Array:
     """The factors with which every bias is as large as it may be."""
-    limits = [(node, span.limits[value_name(node.outputs[0])]) for node in span.producers if node in biases]
-    shares = [np.abs(biases[node]).reshape(-1) / (_LARGEST_BIAS * limit) for node, limit in limits if limit > 0]
-    return np.max(shares, axis=0) if shares else np.zeros(1)
+    shares = np.zeros(span.channels)
+    for node, place in span.producers.items():
+        limit = span.limits[value_name(node.outputs[0])]
+        if node in biases and limit > 0:
+            shares[place] = np.maximum(shares[place], np.abs(biases[node]).reshape(-1) / (_LARGEST_BIAS * limit))
+    return shares
 
 
 def with_constants(model: ir.Model, weights: Mapping[ir.Node, Array], biases: Mapping[ir.Node, Array]) -> ir.Model:

@@ -32,16 +32,20 @@ GRAPHS = {
     "d = Conv(r, w4, b4) s = Add(h, d) k = Relu(s) y = Conv(k, w2, b2)",
     "pooled head": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) d = Conv(h, w5, b5) k = Add(h, d) "
     "p = GlobalAveragePool(k) f = Flatten(p) y = Gemm(f, wf, bf)",
+    "padded shortcut": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) "
+    "e = Conv <strides = [2,2]> (h, w6, b6) r = Relu(e) d = Conv(r, w7, b7) t = Slice(h, starts, ends, axes, steps) "
+    "p = Pad(t, pads) s = Add(d, p) k = Relu(s) y = Conv(k, w8, b2)",
     "clip": "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Clip(a, low, high) y = Conv(h, w2, b2)",
 }
+OUTPUTS = {"pooled": "[1,6,7,7]", "gemm": "[1,5]", "pooled head": "[1,5]", "padded shortcut": "[1,6,4,4]"}
 RESIDUAL = ("linear bottleneck", "basic block", "pooled head")
-OUTPUTS = {"pooled": "[1,6,7,7]", "gemm": "[1,5]", "pooled head": "[1,5]"}
 
 
 def constants() -> dict[str, np.ndarray]:
     """Weights whose channels differ a thousandfold."""
     rng = np.random.default_rng(5)
     unlike = np.array([0.01, 1.0, 10.0, 0.1])
+    more = np.array([3.0, 0.05, *unlike, 0.3])
     return {
         "w1": rng.normal(size=(4, 3, 3, 3)) * unlike[:, None, None, None],
         "b1": rng.normal(size=4) * unlike,
@@ -56,6 +60,16 @@ def constants() -> dict[str, np.ndarray]:
         "b4": rng.normal(size=4) * unlike,
         "w5": rng.normal(size=(4, 4, 1, 1)) * unlike[:, None, None, None] / unlike[:, None, None],
         "b5": rng.normal(size=4) * unlike,
+        "w6": rng.normal(size=(3, 4, 1, 1)),
+        "b6": rng.normal(size=3),
+        "w7": rng.normal(size=(7, 3, 1, 1)) * more[:, None, None, None],
+        "b7": rng.normal(size=7) * more,
+        "w8": rng.normal(size=(6, 7, 1, 1)) / more[:, None, None],
+        "starts": np.array([0, 0]),
+        "ends": np.array([8, 8]),
+        "axes": np.array([2, 3]),
+        "steps": np.array([2, 2]),
+        "pads": np.array([0, 2, 0, 0, 0, 1, 0, 0]),
         "wf": rng.normal(size=(4, 5)),
         "bf": rng.normal(size=5),
         "low": np.float32(0),
@@ -253,7 +267,7 @@ def test_a_residual_tensor_that_the_user_sees_stays_as_it_is(build: Callable[...
     text = "a = Conv <pads = [1,1,1,1]> (x, w1, b1) h = Relu(a) k = Add(h, a) y = Conv(k, w2, b2)"
     used = {key: array for key, array in constants().items() if f" {key}" in text}
     inner = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y) {{ {text} }}", **used)
-    assert [span.tensors for span in find_spans(inner, set(inner.graph))] == [("a", "k")]
+    assert [tuple(span.tensors) for span in find_spans(inner, set(inner.graph))] == [("a", "k")]
     shown = build(f"(float[1,3,8,8] x) => (float[1,6,8,8] y, float[1,4,8,8] k) {{ {text} }}", **used)
     assert find_spans(shown, set(shown.graph)) == []
 
@@ -267,3 +281,44 @@ def test_peaks_merge_to_those_of_one_pass() -> None:
     first.merge(second)
     assert whole.peaks is not None
     assert np.array_equal(first.peaks, whole.peaks)
+
+
+def test_stages_are_tied_where_a_shortcut_pads_channels_with_zeros(
+    build: Callable[..., ir.Model], rules: QuantRules, open_float: Any, samples: Any
+) -> None:
+    """The four channels before the Pad are the third to the sixth of the seven behind it."""
+    used = {key: array for key, array in constants().items() if f" {key}" in GRAPHS["padded shortcut"]}
+    model = build(f"(float[1,3,8,8] x) => (float[1,6,4,4] y) {{ {GRAPHS['padded shortcut']} }}", **used)
+    group = find_spans(model, set(model.graph))[-1]
+    places = {node.name: place for node, place in (*group.producers.items(), *group.consumers.items())}
+    every, inner = slice(0, 7), slice(2, 6)
+    assert places == {"Conv_a": inner, "Conv_d": every, "Conv_e": inner, "Conv_y": every}
+    one_scale = replace(rules, weight=replace(rules.weight, axis=None))
+    seen = calibrate(model, samples(model), one_scale, open_float, refinements=("equalize",))
+    facts = seen.refinements["equalize"].report()["Conv_a"]
+    assert facts["octaves_after"] < 0.6 * facts["octaves_before"]
+    before, after = (np.log2(_ranges_of_inputs(each, "y")) for each in (model, seen.model))
+    assert np.ptp(after) < 0.7 * np.ptp(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("p = Pad(t, pads)", "p = Pad(t, pads, one)"),
+        ("p = Pad(t, pads)", "q = Relu(t) p = Pad <mode = 'wrap'> (q, pads)"),
+        (
+            "t = Slice(h, starts, ends, axes, steps)",
+            "g = Slice(h, starts, ends, axes, steps) t = Concat <axis = 1> (g)",
+        ),
+        ("s = Add(d, p)", "q = Pad(t, others) w = Add(d, q) s = Add(w, p)"),
+    ],
+)
+def test_what_is_no_padding_with_zeros_or_puts_a_channel_in_two_places_ties_nothing(
+    build: Callable[..., ir.Model], change: tuple[str, str]
+) -> None:
+    text = GRAPHS["padded shortcut"].replace(*change).replace("'", '"')
+    assert text != GRAPHS["padded shortcut"]
+    values = {**constants(), "one": np.float32(1), "others": np.array([0, 1, 0, 0, 0, 2, 0, 0])}
+    used = {key: array for key, array in values.items() if f" {key}" in text.replace(")", " )")}
+    model = build(f"(float[1,3,8,8] x) => (float[1,6,4,4] y) {{ {text} }}", opset=19, **used)
+    assert all(len(span.tensors) == 1 for span in find_spans(model, set(model.graph)))
