@@ -61,7 +61,7 @@ def check(model: ir.Model) -> list[Finding]:
 def notes(model: ir.Model) -> list[Finding]:
     """Every node between quantized tensors that is computed in real numbers, with the reason."""
     with _sound_model():
-        graph, findings = lower(read_back(model, run_time=True), Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
+        (graph, *_), findings = _lowered(read_back(model, run_time=True))
         if findings or _refusals(graph):
             return []
         _fuse(graph)
@@ -92,11 +92,18 @@ def _converted(model: ir.Model, options: ConvertOptions) -> Conversion:
     """The written model; what is dynamic in it is proved by writing it for other sizes too."""
     with _sound_model():
         model = read_back(model, run_time=True)
-        conversion = Conversion(model, options)
-        if conversion.is_dynamic and not conversion.findings:
-            twin = Conversion(model, options, twin=True)
-            conversion.findings += twin.findings or differences(conversion.written, twin.written)
+        (graph, *twins), findings = _lowered(model)
+        del model
+        conversion = Conversion(graph, findings, options)
+        for graph in twins:
+            if not conversion.findings:
+                twin = Conversion(graph, [], options)
+                conversion.findings += twin.findings or differences(conversion.written, twin.written)
         return conversion
+
+
+def _lowered(model: ir.Model) -> tuple[list[Graph], list[Finding]]:
+    return lower(model, Expander(EXPANSIONS, _is_refused, set(REGISTRY)))
 
 
 def op_of(node: Node) -> Op | None:
@@ -147,15 +154,13 @@ class Border:
 
 
 class Conversion:
-    """One model on its way: lowered, arranged, written."""
+    """One graph on its way: arranged, written. `findings`: what is known already to stand in the way."""
 
-    def __init__(self, model: ir.Model, options: ConvertOptions, *, twin: bool = False) -> None:
-        self.options = options
+    def __init__(self, graph: Graph, findings: list[Finding], options: ConvertOptions) -> None:
+        self.graph, self.findings, self.options = graph, [*findings, *_refusals(graph)], options
         self.marks: list[tuple[str, int]] = []
         self.inputs: list[Border] = []
         self.outputs: list[Border] = []
-        self.graph, self.findings = lower(model, Expander(EXPANSIONS, _is_refused, set(REGISTRY)), twin=twin)
-        self.findings += _refusals(self.graph)
         if self.findings:
             return
         _fuse(self.graph)
@@ -163,7 +168,8 @@ class Conversion:
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)
         self.builder = Builder(halves=self.graph.has_halves)
-        self.writer = Writer(self.builder, self.plan)
+        sizes = [(self.graph.inputs[each.input], each) for each in self.graph.dimensions]
+        self.writer = Writer(self.builder, self.plan, sizes)
         self.inputs = [
             self._border(name, self.writer.declare(tensor, self.plan.layouts[tensor]), self.plan.layouts[tensor])
             for name, tensor in self.graph.inputs.items()
@@ -181,11 +187,6 @@ class Conversion:
         with judged(node.where, self.findings):
             op.convert(Emit(self.writer, node, arrangement))
         self.marks.append((node.where, self.builder.count))
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether an input has a dimension that is known only at run time."""
-        return any(tensor.is_dynamic for tensor in self.graph.inputs.values())
 
     @property
     def written(self) -> Written:

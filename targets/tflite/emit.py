@@ -10,10 +10,11 @@ import numpy as np
 
 from edgeship.calibration.types import Array, QuantParams
 from edgeship.targets.tflite.builder import Builder
-from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
+from edgeship.targets.tflite.graph import Dimension, Node, Tensor, Unsupported
 from edgeship.targets.tflite.layout import Digit, Extents, Layout, extents, marked, natural, same_bytes, unmarked
 from edgeship.targets.tflite.layout_moves import moves
 from edgeship.targets.tflite.layout_plan import Arrangement, LayoutPlan
+from edgeship.targets.tflite.run_time_sizes import RunTimeSizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,10 @@ class Operand:
 class Writer:
     """Everything written so far: which tensor lies where, in which orders."""
 
-    def __init__(self, builder: Builder, plan: LayoutPlan) -> None:
+    def __init__(self, builder: Builder, plan: LayoutPlan, dimensions: Sequence[tuple[Tensor, Dimension]] = ()) -> None:
+        """`dimensions`: the dynamic ones, each with the input that has it."""
         self.builder, self.plan = builder, plan
+        self.sizes = RunTimeSizes(self, dimensions)
         self.produced: dict[Tensor, Operand] = {}
         self._arranged: dict[tuple[Tensor, Layout], Operand] = {}
         self._moved: dict[tuple[Tensor, tuple[Digit, ...]], Operand] = {}
@@ -174,35 +177,8 @@ class Writer:
         if not shape:
             self.operator("SQUEEZE", [source], [target])  # RESHAPE cannot say "scalar": an empty shape is no constant
         else:
-            self.operator("RESHAPE", [source, self._shape(source, shape, signature)], [target])
+            self.operator("RESHAPE", [source, self.sizes.of_reshape(source, shape, signature)], [target])
         return target
-
-    def _shape(self, source: Operand, shape: Sequence[int], signature: Sequence[int]) -> Operand:
-        """The operand that tells RESHAPE `signature`: a constant where at most one dimension is dynamic, else computed.
-
-        All but one of the dynamic dimensions must be dimensions of `source`.
-        """
-        dynamic = [place for place, size in enumerate(signature) if size == -1]
-        if len(dynamic) < 2:
-            return self.ints("shape", np.array(signature, np.int32))
-        given = [size if known == -1 else None for size, known in zip(source.shape, source.signature, strict=True)]
-        unknown = [place for place in dynamic if given.count(shape[place]) != 1]
-        if len(unknown) > 1:
-            raise Unsupported("a reshape mixes dynamic dimensions", f"shape {list(signature)}", "one of them at most")
-        rest = unknown[0] if unknown else dynamic[0]
-        whole = self.new("shape", (source.rank,), np.dtype(np.int32))
-        self.operator("SHAPE", [source], [whole], out_type="INT32")
-        parts = []
-        for place, size in enumerate(signature):
-            if size != -1 or place == rest:
-                parts.append(self.ints("dimension", np.array([size], np.int32)))
-                continue
-            parts.append(self.new("dimension", (1,), np.dtype(np.int32)))
-            begin = self.ints("begin", np.array([given.index(shape[place])], np.int32))
-            self.operator("SLICE", [whole, begin, self.ints("size", np.array([1], np.int32))], [parts[-1]])
-        joined = self.new("shape", (len(parts),), np.dtype(np.int32))
-        self.operator("CONCATENATION", parts, [joined], axis=0)
-        return joined
 
     def ints(self, name: str, values: Array) -> Operand:
         """A constant of int32 parameters."""

@@ -55,7 +55,7 @@ class Tensor:
 
     `data` holds the integers when `quant` is set. `signature` is the shape with -1 where the dimension is dynamic
     (`shape` then holds the size that stands for it). `axis` of `quant.spec` counts ONNX axes. `known` is false for the
-    result of a node that could not be read.
+    result of a node that could not be read. `number`: what every element is of a tensor whose shape alone is computed.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Tensor:
     data: Array | None = None
     signature: tuple[int, ...] = ()
     known: bool = True
+    number: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.signature) != len(self.shape):
@@ -190,12 +191,21 @@ class Node:
         return (tensor for tensor in self.inputs if tensor is not None)
 
 
+@dataclass(frozen=True)
+class Dimension:
+    """A size that is known only at run time: the input and the axis where it can be read, and what stands for it."""
+
+    input: str
+    axis: int
+    size: int
+
+
 @dataclass(eq=False)
 class Graph:
     """A model: nodes in execution order, inputs and outputs by their ONNX names in ONNX order.
 
     `integers`: the inputs and outputs whose integers the caller sees as such (the ONNX model's own are int8 or uint8).
-    `has_halves`: the model has float16 constants.
+    `has_halves`: the model has float16 constants. `dimensions`: the dynamic ones, each by its first place.
     """
 
     nodes: list[Node]
@@ -203,6 +213,7 @@ class Graph:
     outputs: dict[str, Tensor]
     integers: frozenset[str] = frozenset()
     has_halves: bool = False
+    dimensions: tuple[Dimension, ...] = ()
 
     def consumers(self) -> dict[Tensor, list[Node]]:
         """Tensor -> the nodes that read it, once per reading."""

@@ -47,8 +47,8 @@ def simulated(model: ir.Model) -> ir.Model:
 
 def _is_hybrid(node: ir.Node) -> bool:
     """`runs_hybrid`, of a node of an ONNX graph."""
-    from edgeship.targets.tflite.lower import single
     from edgeship.targets.tflite.ops import REGISTRY
+    from edgeship.targets.tflite.single import single
 
     if node.op_type not in LAYERS or len(node.inputs) < 2:
         return False

@@ -140,9 +140,9 @@ class Layout:
 
 def _size(extent: int, *, dynamic: bool) -> int:
     """A part's size: -1 where it is the dynamic one of an axis whose signature is asked for."""
-    if extent % _DYNAMIC:
+    if not extent or extent % _DYNAMIC:
         return extent
-    return -1 if dynamic else extent // _DYNAMIC
+    return -1 if dynamic else _size(extent // _DYNAMIC, dynamic=dynamic)
 
 
 @cache

@@ -8,11 +8,11 @@ changes its type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -26,6 +26,7 @@ from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     QUANTIZE,
     WIDE_BITS,
+    Dimension,
     Graph,
     Node,
     Tensor,
@@ -35,11 +36,16 @@ from edgeship.targets.tflite.graph import (
     unsigned,
 )
 from edgeship.targets.tflite.inference import constant_value, evaluate, is_element_type, may_be_folded, types_of
+from edgeship.targets.tflite.single import attributes_of
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_FOLDED = 1 << 24
 """Elements; a larger constant is not computed at conversion time (it would grow the file beyond its weights)."""
 LARGEST_SIZE = 2**31
+CARRIERS = frozenset({"Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
+"""Operators that carry elements from one place to another and add none."""
+SIZED_AT_RUN_TIME = frozenset({"ConstantOfShape", "Expand", "Tile"})
+"""Operators that repeat a constant as often as a dynamic dimension says."""
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 STAND_INS = ((1, 224), (2, 735), (2, 736))
 """What stands for dynamic dimensions: (batch, any other). The model is read under the first pair, and, to see what
@@ -48,61 +54,46 @@ a dimension stands for 32 more.
 """
 
 
-def lower(model: ir.Model, expander: Expander, *, twin: bool = False) -> tuple[Graph, list[Finding]]:
+def lower(model: ir.Model, expander: Expander) -> tuple[list[Graph], list[Finding]]:
     """The conversion graph of `model`, and what in it could not even be read, node by node.
 
-    Where the model has dynamic dimensions, sizes stand for them; `twin` takes other sizes for the same graph.
+    Where the model has dynamic dimensions, sizes stand for them, and a second graph is the same under other sizes.
     """
-    lowering = _Lowering(model, STAND_INS[0], expander)
-    if lowering.dynamic and not lowering.findings:
-        others = (_Lowering(model, sizes, expander) for sizes in STAND_INS[1:])
-        other = next((other for other in others if not other.findings), None)
-        other = other or _Lowering(model, STAND_INS[-1], expander)
-        if twin and not other.findings:
-            lowering, other = other, lowering
-        lowering.sign(other)
-    return lowering.graph(), lowering.findings
+    first = _Lowering(model, STAND_INS[0], expander)
+    if not first.dynamic or first.findings:
+        return [first.graph()], first.findings
+    second = _second(model, expander)
+    grown = first.grown_otherwise(second)
+    if grown and not second.findings:
+        first, second = _Lowering(model, STAND_INS[0], expander, grown), _Lowering(model, second.sizes, expander, grown)
+    first.sign(second)
+    if first.findings:
+        return [first.graph()], first.findings
+    second.sign(first)
+    return [first.graph(), second.graph()], []
 
 
-def single(node: ir.Node) -> Node:
-    """One ONNX node by itself, for rules that look at a node of a float graph; unknown dimensions are -1."""
-    inputs = [None if value is None else _peek(value) for value in node.inputs]
-    return Node(
-        node.op_type,
-        node.name or "",
-        inputs,
-        [_peek(value) for value in node.outputs],
-        _attributes(node),
-        node.domain,
-        node.version or _opset(node.graph),
-    )
-
-
-def _opset(graph: Any) -> int:
-    return int(graph.opset_imports.get("", 0)) if isinstance(graph, ir.Graph) else 0
-
-
-def _peek(value: ir.Value) -> Tensor:
-    known = None if value.is_graph_input() and not value.is_initializer() else ir.convenience.get_const_tensor(value)
-    data = None if known is None else known.numpy()
-    shape = tuple(d if isinstance(d, int) else -1 for d in value.shape) if value.shape is not None else ()
-    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-    return Tensor(value.name or "", shape if data is None else tuple(data.shape), dtype, None, data)
-
-
-def _attributes(node: ir.Node) -> dict[str, Any]:
-    return {
-        name: attribute.value.numpy() if attribute.type == ir.AttributeType.TENSOR else attribute.value
-        for name, attribute in node.attributes.items()
-        if not attribute.is_ref()
-    }
+def _second(model: ir.Model, expander: Expander) -> _Lowering:
+    """The model under other sizes than the first: those that it takes."""
+    others = (_Lowering(model, sizes, expander) for sizes in STAND_INS[1:])
+    return next((other for other in others if not other.findings), None) or _Lowering(model, STAND_INS[-1], expander)
 
 
 class _Lowering:
-    """One walk over the model with `sizes` (batch, any other) standing for the dynamic dimensions."""
+    """One walk over the model with `sizes` (batch, any other) standing for the dynamic dimensions.
 
-    def __init__(self, model: ir.Model, sizes: tuple[int, int], expander: Expander) -> None:
-        self.model, self.sizes, self.expander = model, sizes, expander
+    `kept`: nodes that are not computed at conversion although all their inputs are known, and the one number that all
+    elements of their results are, if they are.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        sizes: tuple[int, int],
+        expander: Expander,
+        kept: Mapping[ir.Node, float | None] | None = None,
+    ) -> None:
+        self.model, self.sizes, self.expander, self.kept = model, sizes, expander, kept or {}
         self.opset = int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
         self.tensors: dict[ir.Value, Tensor] = {}
         self.nodes: list[Node] = []
@@ -111,6 +102,8 @@ class _Lowering:
         self.signed: dict[Tensor, Tensor] = {}
         self.read_as: dict[Tensor, str] = {}
         self.dynamic: dict[str, int] = {}
+        self.dimensions: dict[str, Dimension] = {}
+        self.grown: dict[ir.Node, Array] = {}
         self.has_halves = False
         if self.opset > NEWEST_OPSET:
             seen, accepted = f"opset {self.opset}", f"opset {NEWEST_OPSET} or older"
@@ -147,6 +140,7 @@ class _Lowering:
                 name = dimension.value or f"{value.name}:{axis}"
                 size = self.sizes[0] if axis == 0 else self.sizes[1] + 32 * len(self.dynamic)
                 shape.append(self.dynamic.setdefault(name, size))
+                self.dimensions.setdefault(name, Dimension(value.name or "", axis, shape[-1]))
         return Tensor(value.name or "", tuple(shape), value.dtype.numpy())
 
     def _guarded(self, node: ir.Node) -> None:
@@ -173,7 +167,7 @@ class _Lowering:
         if node.op_type in (QUANTIZE, DEQUANTIZE) and self._is_storage(node, inputs):
             self._affine(node, inputs)
             return
-        lowered = Node(node.op_type, node.name or "", inputs, [], _attributes(node), node.domain, self.opset)
+        lowered = Node(node.op_type, node.name or "", inputs, [], attributes_of(node), node.domain, self.opset)
         lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
         if not all(tensor.known for tensor in lowered.tensors()):
             self.tensors.update(zip(node.outputs, lowered.outputs, strict=True))
@@ -194,12 +188,14 @@ class _Lowering:
     def _keep(self, node: ir.Node, lowered: Node) -> None:
         """Adds the node with its outputs' types, or what stands instead of one that its entry refuses."""
         types, lowered.outputs = types_of(node, lowered, self.opset, declared=not self.dynamic), []
+        number = self.kept[node] if node in self.kept else _number(lowered)
         if node.op_type == "Reshape" and np.prod(types[0][0]) != lowered.x.size:
             raise Unsupported("the number of elements changes", f"{list(lowered.x.shape)} to {list(types[0][0])}")
         for value, (shape, dtype) in zip(node.outputs, types, strict=True):
             if (size := int(np.prod(shape, dtype=np.float64))) >= LARGEST_SIZE:
                 raise Unsupported("makes a tensor that TFLite cannot count", f"{size} elements", "fewer than 2^31")
             self.tensors[value] = Tensor(value.name or f"{node.name}_output", shape, dtype)
+            self.tensors[value].number = number
             lowered.outputs.append(self.tensors[value])
         if expand := self.expander.instead(lowered):
             self._expand(node, lowered, expand)
@@ -308,13 +304,26 @@ class _Lowering:
             or any(a.type.name == "GRAPH" for a in node.attributes.values())
         ):
             return None
-        if not may_be_folded(node, lowered, self.opset, LARGEST_FOLDED):
+        if node in self.kept or not may_be_folded(node, lowered, self.opset, LARGEST_FOLDED):
             return None
         proto = ir.to_proto(node)
         feeds = {name: _content(t) for name, t in zip(proto.input, lowered.inputs, strict=True) if t is not None}
-        return evaluate(proto, feeds, self.opset)
+        folded = evaluate(proto, feeds, self.opset)
+        if node.op_type in SIZED_AT_RUN_TIME:
+            self.grown[node] = folded[0]
+        return folded
 
     # Result ---------------------------------------------------------------------------------------------------------
+
+    def grown_otherwise(self, other: _Lowering) -> dict[ir.Node, float | None]:
+        """The nodes whose constant result has another shape in `other`, which their operators can be told at run time,
+        each with the one number that all its elements are.
+        """
+        return {
+            node: float(made.flat[0]) if made.size and (made == made.flat[0]).all() else None
+            for node, made in self.grown.items()
+            if other.grown.get(node, made).shape != made.shape
+        }
 
     def sign(self, other: _Lowering) -> None:
         """Marks the dimensions that differ in `other`, the same model under other sizes, as dynamic."""
@@ -353,7 +362,7 @@ class _Lowering:
             outputs[name] = tensor
         border = (*self.model.graph.inputs, *self.model.graph.outputs)
         integers = frozenset(v.name or "" for v in border if v.dtype is not None and not v.dtype.is_floating_point())
-        graph = Graph(self.nodes, inputs, outputs, integers, self.has_halves)
+        graph = Graph(self.nodes, inputs, outputs, integers, self.has_halves, tuple(self.dimensions.values()))
         absorb_quantizers(graph, self.read_as)
         graph.prune()
         return graph
@@ -362,6 +371,11 @@ class _Lowering:
 def _content(tensor: Tensor) -> Array | None:
     """What is known of the value: a constant, or nothing at all of a tensor without elements."""
     return np.zeros(tensor.shape, tensor.dtype) if tensor.data is None and not tensor.size else tensor.data
+
+
+def _number(node: Node) -> float | None:
+    """What every element of the node's result is, where its input tells."""
+    return node.x.number if node.op_type in CARRIERS and node.has(0) else None
 
 
 def raise_unreadable(where: str, seen: str, accepted: str) -> NoReturn:

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from edgeship.calibration.types import OperatorRule, QuantParams, QuantRules
 from edgeship.targets.tflite.graph import Unsupported
-from edgeship.targets.tflite.lower import single
 from edgeship.targets.tflite.op import Op
 from edgeship.targets.tflite.ops import REGISTRY
+from edgeship.targets.tflite.single import single
 
 
 def rules() -> QuantRules:

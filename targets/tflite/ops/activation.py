@@ -21,7 +21,7 @@ from edgeship.targets.tflite.kernel_tables import hard_swish_misses, leaky_relu_
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
-from edgeship.targets.tflite.ops.elementwise import COMPARED, binary, narrow_broadcast
+from edgeship.targets.tflite.ops.elementwise import COMPARED, binary
 from edgeship.targets.tflite.ops.unary import REAL, SIGNED, unary
 
 UNIT = FixedOutput(1 / 256, -128)
@@ -216,7 +216,7 @@ OPS = (
     Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,), misses=hard_swish_misses), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
     Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(wide=Int16(), misses=leaky_relu_misses), REAL),
-    Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), (*REAL, narrow_broadcast)),
+    Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), REAL),
     Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,)), REAL),
     Op("Selu", convert_selu, POINTWISE, None, REAL),
     Op("Celu", convert_celu, POINTWISE, None, (*REAL, positive_alpha), since=12),

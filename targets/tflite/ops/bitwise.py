@@ -17,7 +17,6 @@ from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Op
 from edgeship.targets.tflite.ops import words
 from edgeship.targets.tflite.ops.broadcast import apply
-from edgeship.targets.tflite.ops.elementwise import narrow_broadcast
 
 
 def bits(write: Callable[[Emit, Operand, Operand, Operand | None], Operand]) -> Callable[[Emit], None]:
@@ -96,16 +95,16 @@ _WORDS = ("int32", "int64", "uint64")
 _ANY = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 OPS = (
-    Op("BitwiseAnd", bits(_and), POINTWISE, None, (of_types(*_WORDS), narrow_broadcast), since=18),
-    Op("BitwiseOr", bits(_or), POINTWISE, None, (of_types(*_WORDS), narrow_broadcast), since=18),
-    Op("BitwiseXor", bits(_xor), POINTWISE, None, (of_types(*_ANY), narrow_broadcast), since=18),
+    Op("BitwiseAnd", bits(_and), POINTWISE, None, (of_types(*_WORDS),), since=18),
+    Op("BitwiseOr", bits(_or), POINTWISE, None, (of_types(*_WORDS),), since=18),
+    Op("BitwiseXor", bits(_xor), POINTWISE, None, (of_types(*_ANY),), since=18),
     Op("BitwiseNot", convert_not, POINTWISE, None, (of_types(*_WORDS),), since=18),
     Op(
         "BitShift",
         convert_shift,
         POINTWISE,
         None,
-        (of_types("uint32", *_WORDS), narrow_broadcast),
+        (of_types("uint32", *_WORDS),),
         since=11,
     ),
 )

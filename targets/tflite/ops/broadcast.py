@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeship.targets.tflite.emit import Emit, Operand, broadcast_extent
-from edgeship.targets.tflite.graph import Unsupported
+from edgeship.targets.tflite.layout import unmarked
 
 Term = Operand | float
 """A tensor, or a number that becomes a constant of the first operand's type."""
@@ -28,15 +28,13 @@ def apply(
     widest = 5 if name in WIDE else 4
     if len(shape) <= widest or all(operand.shape == shape for operand in operands):
         return emit.compute(name, operands, into=into, dtype=dtype, **options)
-    if any(operand.is_dynamic for operand in operands):
-        raise Unsupported(f"{name} over {len(shape)} axes", f"shape {list(signature)} is dynamic", f"{widest} axes")
-    shapes = collapsed([operand.shape for operand in operands])
-    if len(shapes[0]) > widest:
-        operands = [_widened(emit, operand, shape) for operand in operands]
+    extents = collapsed([operand.extents for operand in operands])
+    if len(extents[0]) > widest:
+        operands = [_widened(emit, operand, shape, signature) for operand in operands]
         return emit.compute(name, operands, into=into, dtype=dtype, **options)
-    flat = [emit.writer.reshape(o, s, s) for o, s in zip(operands, shapes, strict=True)]
+    flat = [emit.writer.reshape(o, *unmarked(extent)) for o, extent in zip(operands, extents, strict=True)]
     result = emit.compute(name, flat, dtype=dtype, **options)
-    return emit.writer.reshape(result, shape, shape, into)
+    return emit.writer.reshape(result, shape, signature, into)
 
 
 def number(emit: Emit, value: float, like: Operand) -> Operand:
@@ -47,7 +45,7 @@ def number(emit: Emit, value: float, like: Operand) -> Operand:
 
 
 def collapsed(shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """The shapes with neighbouring axes merged wherever all of them do the same there: repeat or not."""
+    """The shapes, or extents, with neighbouring axes merged wherever all of them do the same there: repeat or not."""
     rank = max(len(shape) for shape in shapes)
     full = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     merged: list[list[int]] = [[] for _ in shapes]
@@ -66,7 +64,9 @@ def collapsed(shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [tuple(shape) or (1,) for shape in merged]
 
 
-def _widened(emit: Emit, operand: Operand, shape: tuple[int, ...]) -> Operand:
-    if operand.shape == shape:
+def _widened(emit: Emit, operand: Operand, shape: tuple[int, ...], signature: tuple[int, ...]) -> Operand:
+    if (operand.shape, operand.signature) == (shape, signature):
         return operand
-    return emit.compute("BROADCAST_TO", [operand, emit.ints("shape", shape)], shape, dtype=operand.dtype)
+    target = emit.temporary(shape, operand, "widened", signature=signature)
+    emit.operator("BROADCAST_TO", [operand, emit.writer.sizes.extent(shape, signature)], target)
+    return target

@@ -26,14 +26,6 @@ COMPARED = ("float32", "uint8", "int8", "int32", "int64", SHIFTED)
 REAL = of_types("float32")
 
 
-def narrow_broadcast(node: Node) -> str | None:
-    """Operands that differ in shape and are dynamic have at most 4 axes."""
-    shapes = {t.shape for t in node.tensors()}
-    if len(shapes) > 1 and node.y.rank > 4 and any(t.is_dynamic for t in node.tensors()):
-        return f"it broadcasts over {node.y.rank} axes; accepted: 4"
-    return None
-
-
 def moderate_scales(node: Node) -> str | None:
     """One step of an operand (for Mul: of the product) is less than 256 steps of the output."""
     y, scales = node.y.quant, [float(t.quant.scale) for t in node.tensors() if t.quant]
@@ -163,8 +155,8 @@ def exponent_types(node: Node) -> str | None:
 
 EXTREMUM = Int8(shares_scale=True, wide=Int16())
 _PLAIN: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
-_COMMON = (of_types(*ARITHMETIC), narrow_broadcast)
-_POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*MODULAR, variable="T1"), exponent_types, narrow_broadcast)
+_COMMON = (of_types(*ARITHMETIC),)
+_POWERS = (of_types(*ARITHMETIC, variable="T"), of_types(*MODULAR, variable="T1"), exponent_types)
 
 OPS = (
     *(
@@ -173,17 +165,17 @@ OPS = (
             binary(name),
             POINTWISE,
             Int8(limits=(moderate_scales,), wide=Int16()),
-            (of_types(*MODULAR), narrow_broadcast),
+            (of_types(*MODULAR),),
             fuses=True,
         )
         for onnx, name in _PLAIN.items()
     ),
-    Op("Div", convert_div, POINTWISE, None, (of_types(*MODULAR), narrow_broadcast), fuses=lambda node: node.x.is_float),
+    Op("Div", convert_div, POINTWISE, None, (of_types(*MODULAR),), fuses=lambda node: node.x.is_float),
     Op("Pow", convert_pow, POINTWISE, None, _POWERS),
-    Op("Mod", convert_mod, POINTWISE, None, (of_types(*MODULAR), narrow_broadcast), since=10),
-    Op("Max", chain("MAXIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
-    Op("Min", chain("MINIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED), narrow_broadcast)),
+    Op("Mod", convert_mod, POINTWISE, None, (of_types(*MODULAR),), since=10),
+    Op("Max", chain("MAXIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED),)),
+    Op("Min", chain("MINIMUM"), POINTWISE, EXTREMUM, (of_types(*COMPARED),)),
     Op("Sum", chain("ADD"), POINTWISE, None, _COMMON),
-    Op("Mean", convert_mean, POINTWISE, None, (REAL, narrow_broadcast)),
+    Op("Mean", convert_mean, POINTWISE, None, (REAL,)),
     Op("Reciprocal", convert_reciprocal, POINTWISE, None, (REAL,)),
 )

@@ -193,8 +193,9 @@ def convert_range(emit: Emit) -> None:
 
 def convert_constant_of_shape(emit: Emit) -> None:
     """Writes a ConstantOfShape whose shape is computed."""
-    value = np.asarray(emit.node.attribute("value", np.zeros(1, np.float32))).reshape(())
-    emit.operator("FILL", [emit.input(), emit.constant("value", value)], emit.output())
+    value, y = np.asarray(emit.node.attribute("value", np.zeros(1, np.float32))).reshape(()), emit.output()
+    shape = emit.writer.sizes.extent(y.shape, y.signature) if emit.node.x.is_constant else emit.input()
+    emit.operator("FILL", [shape, emit.constant("value", value)], y)
 
 
 GATHERS_ONE = Drops(lambda node: [node.axis(0)], lambda node: [node.axis(0)])

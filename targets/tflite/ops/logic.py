@@ -14,7 +14,6 @@ from edgeship.targets.tflite.graph import Node, Tensor
 from edgeship.targets.tflite.layout_rules import CONVERTS, POINTWISE
 from edgeship.targets.tflite.op import Int8, Op
 from edgeship.targets.tflite.ops.broadcast import apply
-from edgeship.targets.tflite.ops.elementwise import narrow_broadcast
 
 
 def relation(name: str) -> Callable[[Emit], None]:
@@ -109,17 +108,14 @@ _BITS = (of_types(*STORED, variable="T1"), of_types(*STORED, variable="T2"))
 _CHOICE = Int8(shares_scale=True)
 
 OPS = (
-    *(
-        Op(onnx, relation(name), POINTWISE, None, (of_types(*types), narrow_broadcast))
-        for onnx, (name, types) in _RELATIONS.items()
-    ),
+    *(Op(onnx, relation(name), POINTWISE, None, (of_types(*types),)) for onnx, (name, types) in _RELATIONS.items()),
     Op("Not", convert_not, POINTWISE, None, (of_types("bool"),), since=1),
     Op(
         "Where",
         convert_where,
         POINTWISE,
         _CHOICE,
-        (of_types(*USUAL, "uint16", "uint32", "uint64", variable="T"), narrow_broadcast),
+        (of_types(*USUAL, "uint16", "uint32", "uint64", variable="T"),),
         since=9,
     ),
     Op("Dropout", convert_dropout, POINTWISE, None, (of_types("float32", variable="T"), keeps_all)),

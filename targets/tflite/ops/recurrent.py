@@ -226,7 +226,9 @@ def _cell(scope: Scope, node: Node, x: Tensor, place: int) -> tuple[Cell, Tensor
 
 def _initial(scope: Scope, node: Node, index: int, place: int) -> Tensor | None:
     """The state before the first step, [batch, hidden]; None for zeros."""
-    if not node.has(index) or (node.tensor(index).data is not None and not node.tensor(index).values().any()):
+    if not node.has(index) or node.tensor(index).number == 0:
+        return None
+    if node.tensor(index).data is not None and not node.tensor(index).values().any():
         return None
     axis = 1 if node.attribute("layout", 0) else 0
     return scope.op("Gather", node.tensor(index), np.array(place, np.int64), axis=axis)

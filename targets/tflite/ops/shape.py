@@ -236,17 +236,16 @@ def convert_split(emit: Emit) -> None:
 def convert_expand(emit: Emit) -> None:
     """Writes an Expand."""
     x, y = emit.broadcast(0), emit.output()
-    if y.is_dynamic:
-        raise Unsupported("expands to a dynamic shape", f"{list(y.signature)}", "a static batch")
-    emit.operator("BROADCAST_TO", [x, emit.ints("shape", y.shape)], y)
+    emit.operator("BROADCAST_TO", [x, emit.writer.sizes.extent(y.shape, y.signature)], y)
 
 
 def convert_tile(emit: Emit) -> None:
     """Writes a Tile."""
-    repeats = emit.node.ints("repeats", 1) or []
-    emit.operator(
-        "TILE", [emit.input(), emit.ints("repeats", [repeats[axis] for axis in emit.layout.perm])], emit.output()
-    )
+    repeats, x, y = emit.node.ints("repeats", 1) or [], emit.input(), emit.output()
+    counts = [repeats[axis] for axis in emit.layout.perm]
+    grows = zip(counts, x.signature, y.signature, strict=True)
+    known = [-1 if after == -1 != before else count for count, before, after in grows]
+    emit.operator("TILE", [x, emit.writer.sizes.extent(counts, known)], y)
 
 
 def _joined_axis(node: Node) -> list[int]:
