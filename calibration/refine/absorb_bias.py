@@ -24,7 +24,8 @@ from edgeship.calibration.graph.operators import attribute, constant_array, node
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.selection import select
 from edgeship.calibration.refine import Observe, Refinement
-from edgeship.calibration.refine.equalize import Pair, find_pairs, with_constants
+from edgeship.calibration.refine._spans import Pair, find_pairs
+from edgeship.calibration.refine.equalize import with_constants
 from edgeship.calibration.types import Array, QuantRules
 
 ROOM = 0.1

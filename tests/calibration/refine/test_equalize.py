@@ -14,7 +14,8 @@ import pytest
 from edgeship.calibration.graph.operators import read_layer
 from edgeship.calibration.observing.expose import Exposer
 from edgeship.calibration.quantize import calibrate
-from edgeship.calibration.refine.equalize import ChannelPeaks, find_pairs, find_spans
+from edgeship.calibration.refine._spans import find_pairs, find_spans
+from edgeship.calibration.refine.equalize import ChannelPeaks
 from edgeship.calibration.types import QuantRules
 
 GRAPHS = {
