@@ -54,7 +54,7 @@ def open_source_session(recipe: Recipe) -> Session:
         from edgeship.pipeline.onnx_source import read_source
         from edgeship.targets.onnxruntime import open_reference
 
-        return open_reference(to_bytes(read_source(path, recipe.input.shape, recipe.input.name)), 1)
+        return open_reference(to_bytes(read_source(path, recipe.input.shape, recipe.input.name).model), 1)
     return open_torch_source(recipe)
 
 

@@ -7,6 +7,7 @@ model must compute what the file does, in ONNX Runtime, before anything else hap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,18 +15,29 @@ import onnx_ir.passes.common as passes
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
 from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
-from edgeship.calibration.types import Array
+from edgeship.calibration.types import Array, Finding
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import run_isolated
 from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form, run_passes
 from edgeship.pipeline.quantized_source import check_is_float
+from edgeship.pipeline.source_types import take_floats, widen
 
 OLDEST_OPSET, SMALLEST_OPSET, TARGET_OPSET = 7, 17, 18
 
 
-def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name: str | None = None) -> ir.Model:
+@dataclass(frozen=True)
+class OnnxSource:
+    """A user's model in float32, how many of its values were float16, and which of its inputs were of uint8."""
+
+    model: ir.Model
+    half: int
+    pixels: Sequence[str]
+
+
+def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name: str | None = None) -> OnnxSource:
     """The model in the file with `shape` (batch first; "dynamic" keeps it symbolic) for its input, its own opset kept.
 
+    What is float16 in the file is float32 here, and so are inputs of uint8 that the model itself makes floats.
     Without a shape a symbolic batch becomes 1. Raises InputError where the file is no usable model or does not fit.
     """
     model = load_onnx(path)
@@ -35,11 +47,26 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
         raise InputError(f"{path} has opset {opset}; accepted: {OLDEST_OPSET} or later; export it again")
     run_passes(model, passes.InlinePass(), passes.RemoveInitializersFromInputsPass())
     _check_training(model, path)
+    half, pixels = widen(model), take_floats(model, str(path))
     name = _main_input(model, path, input_name)
     for value in model.graph.inputs:
         _fix_shape(value, shape if value.name == name else None, path)
     _forget_shapes(model)
-    return model
+    return OnnxSource(model, half, pixels)
+
+
+def notes_on(source: OnnxSource, rounding: float) -> list[Finding]:
+    """What a reader should know of types that were changed; `rounding`: by how much float16 outputs differ."""
+    notes = []
+    if source.half:
+        rule = "the file is float16, and float32 here, which artifacts are compared with"
+        seen = f"its outputs differ from the file's by up to {100 * rounding:.2g} % of the largest"
+        notes.append(Finding("model", rule, seen, "", "note"))
+    for name in source.pixels:
+        rule = "pixels of uint8 in the file, and the same numbers as float32 here"
+        cure = 'io_dtype = "uint8" in [targets.NAME] for an artifact that takes and gives uint8'
+        notes.append(Finding(f"input {name}", rule, "", cure, "note"))
+    return notes
 
 
 def upgrade(
@@ -126,15 +153,17 @@ def _cure(dtype: ir.DataType | None) -> str:
     """What to do about an input of a type that a float model has not."""
     if dtype is not None and dtype.is_floating_point():
         return "; export the model in float32"
-    if dtype in (ir.DataType.UINT8, ir.DataType.INT8):
-        return '; export it with a float32 input, and io_dtype = "uint8" or "int8" gives its artifacts such an input'
+    if dtype == ir.DataType.INT8:
+        return '; export it with a float32 input, and io_dtype = "int8" gives its artifacts such an input'
     return ""
 
 
 def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -> None:
     """Sets the sizes of one input from the recipe's; a size that both give must be the same."""
     if value.dtype != ir.DataType.FLOAT:
-        raise InputError(f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT{_cure(value.dtype)}")
+        raise InputError(
+            f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT, FLOAT16, UINT8{_cure(value.dtype)}"
+        )
     if value.shape is None:
         if shape is None:
             raise InputError(f"{path}: input {value.name!r} has no shape; set input.shape")
@@ -146,13 +175,18 @@ def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -
         raise InputError(f"{where}; the recipe's is {list(shape or ())}")
     for place, (given, size) in enumerate(zip(own, wanted, strict=True)):
         if size is None:
-            raise InputError(f"{where}; set input.shape")
+            raise InputError(f"{where}; set input.shape to the sizes it is meant for, such as {_such_as(own)}")
         if given is not None and given != size:
             accepted = f"{given} at place {place}, or a model with a dynamic size there"
             raise InputError(f"{where}; the recipe's is {list(shape or ())}; accepted: {accepted}")
     if wanted:
         check_batch(wanted[0] or 1, str(value.name))
     value.shape = ir.Shape([BATCH if size == "dynamic" else size for size in wanted if size is not None])
+
+
+def _such_as(own: Sequence[int | None]) -> list[int]:
+    """The shape with numbers for what is open: a batch of 1, and 224 for a height or width."""
+    return [size if size is not None else 224 if place else 1 for place, size in enumerate(own)]
 
 
 def _wanted(own: Sequence[int | None], shape: Sequence[int | str] | None) -> list[int | str | None]:

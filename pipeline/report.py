@@ -124,7 +124,9 @@ def _stage_facts(result: StageResult) -> dict[str, Any]:
 def _model_facts(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, Any]:
     facts: dict[str, Any] = {"parameters": None, "macs": None}
     if "export" in folders:
-        facts["parameters"] = read_json(folders["export"] / "export.json").get("parameters")
+        exported = read_json(folders["export"] / "export.json")
+        facts["parameters"] = exported.get("parameters")
+        facts["findings"] = exported.get("findings", [])
     if "convert" in folders:
         facts.update(read_json(folders["convert"] / "convert.json")["model"])
     return {"name": recipe.name, **facts}

@@ -247,11 +247,11 @@ def gates(values: Sequence[Mapping[str, Any]]) -> str:
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a person should know before shipping."""
-    quantization = report.get("quantization", {})
+    parts = {"model": report["model"], **report.get("quantization", {})}
     lines = [
         f"{note['where']}: {note['rule']}{': ' + note['seen'] if note['seen'] else ''}{_cure(part, note)}"
-        for part in ("data", "structure")
-        for note in quantization.get(part, {}).get("findings", [])
+        for part in ("model", "data", "structure")
+        for note in parts.get(part, {}).get("findings", [])
     ]
     for name, facts in report["targets"].items():
         saturation = facts.get("parity", {}).get("saturation") or {}
@@ -279,8 +279,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 
 def _cure(part: str, note: Mapping[str, Any]) -> str:
-    """What a person can do about a finding on the structure."""
-    return f"; accepted: {note['accepted']}" if part == "structure" and note["accepted"] else ""
+    """What a person can do about a finding on the model or its structure."""
+    return f"; accepted: {note['accepted']}" if part in ("model", "structure") and note["accepted"] else ""
 
 
 def size(count: int) -> str:

@@ -46,6 +46,9 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
     loaded = load_recipe(recipe, overrides)
     check_output(out, recipe, *(path for path in (loaded.source_path, loaded.weights_path) if path))
     result = export_recipe(loaded, out)
+    for note in result.facts.get("findings", []):
+        said = "; ".join(text for text in (note["rule"], note["seen"], note["accepted"]) if text)
+        click.echo(f"note: {note['where']}: {said}", err=True)
     click.echo(f"wrote {out}: opset {result.facts['opset']}, {result.facts['parameters']:,} parameters")
 
 

@@ -77,13 +77,9 @@ def quantize(
     static: int8 weights and activations. int16: int8 weights, 16-bit activations. dynamic: int8 weights, activations
     rounded at run time. float16: float16 weights. The last two need no data.
     """
-    from edgeship.calibration.graph.onnx_file import load_onnx
-    from edgeship.pipeline.quantized_source import check_is_float
-
     check_output(out, model, *([data] if data else []))
     rules, scheme = rules_and_scheme(targets, weights, mode)
-    loaded = load_onnx(model)
-    check_is_float(loaded, str(model))
+    loaded = load_float(model)
     if mode in ("dynamic", "float16"):
         _refuse_ignored(mode)
         _small_weights(loaded, out, rules, mode, scheme, per_tensor=options["per_tensor"])
@@ -93,6 +89,19 @@ def quantize(
     opened = open_checked(data, model, loaded, recipe, samples, seed)
     result = calibrated(loaded, opened, rules, scheme, options, wide=mode == "int16")
     _write(out, loaded, opened, result, scheme)
+
+
+def load_float(path: Path) -> ir.Model:
+    """The float model in the file, in float32. Raises InputError for one that is quantized already."""
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.pipeline.quantized_source import check_is_float
+    from edgeship.pipeline.source_types import widen
+
+    loaded = load_onnx(path)
+    check_is_float(loaded, str(path))
+    if widen(loaded):
+        click.echo(f"note: {path} is float16, and float32 from here on", err=True)
+    return loaded
 
 
 def _refuse_ignored(mode: Mode) -> None:

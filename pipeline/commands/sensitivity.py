@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeship.pipeline.commands.files import FILE
-from edgeship.pipeline.commands.quantize import calibrated, calibration_options, open_checked, rules_and_scheme
+from edgeship.pipeline.commands.quantize import (
+    calibrated,
+    calibration_options,
+    load_float,
+    open_checked,
+    rules_and_scheme,
+)
 
 if TYPE_CHECKING:
     from edgeship.calibration.types import WeightScheme
@@ -37,7 +43,7 @@ def sensitivity(
 
     With labels the cost is the increase of the cross entropy; without, the noise at the outputs.
     """
-    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.console import StepProgress
     from edgeship.pipeline.quantizing.sensitivity import Cache, facts, measure_layers, plot, plotter, table
     from edgeship.pipeline.quantizing.yardstick import Yardstick
@@ -46,7 +52,7 @@ def sensitivity(
     if picture is not None:
         plotter(picture)
     rules, scheme = rules_and_scheme(targets, weights, "static")
-    loaded = load_onnx(model)
+    loaded = load_float(model)
     opened = open_checked(data, model, loaded, recipe, samples, seed)
     result = calibrated(loaded, opened, rules, scheme, options)
     with StepProgress("sensitivity") as progress:

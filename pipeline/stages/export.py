@@ -82,26 +82,73 @@ def _open_compressed(recipe: Recipe, folder: Path) -> TorchSession:
 
 
 def _from_onnx(recipe: Recipe, path: Path) -> Export:
-    from edgeship.pipeline.onnx_source import read_source, upgrade
+    from edgeship.calibration.graph.onnx_file import to_bytes
+    from edgeship.calibration.samples.checks import to_json
+    from edgeship.pipeline.onnx_source import notes_on, read_source, upgrade
     from edgeship.targets.onnxruntime import open_reference
 
     if recipe.weights_path is not None:
         raise InputError(f"{recipe.path.name}: model.weights is set, but {path.name} holds its own weights")
-    original = read_source(path, recipe.input.shape, recipe.input.name)
-    session = open_reference(path, 1)
+    source = read_source(path, recipe.input.shape, recipe.input.name)
     shapes = {
         str(value.name): tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
-        for value in original.graph.inputs
+        for value in source.model.graph.inputs
     }
-    feeds = _golden_feeds(recipe, shapes)
+    feeds = _golden_feeds(recipe, shapes, source.pixels)
+    _check_pixels(recipe, path, source.pixels, feeds)
+    written = open_reference(path, 1)
+    session = open_reference(to_bytes(source.model), 1) if source.half else written
     outputs = _run(session, feeds)
-    model, error = upgrade(original, feeds)
-    facts = {"exporter": "onnx", "original_opset": original.opset_imports[""], "largest_error": error}
+    rounding = _largest_difference(outputs, [written.run(each) for each in feeds]) if source.half else 0.0
+    model, error = upgrade(source.model, feeds)
+    facts = {
+        "exporter": "onnx",
+        "original_opset": source.model.opset_imports[""],
+        "largest_error": error,
+        "findings": to_json(notes_on(source, rounding)),
+    }
     return _finished(recipe, model, feeds, outputs, facts)
 
 
-def _golden_feeds(recipe: Recipe, inputs: Mapping[str, Sequence[int]]) -> list[Mapping[str, Array]]:
-    """The first calibration samples, or seeded random inputs where there are none."""
+def _check_pixels(recipe: Recipe, path: Path, pixels: Sequence[str], feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Raises InputError for samples that are no pixels where the model, which scales them itself, takes pixels."""
+    given = [
+        f"input.{name}" for name, value in (("mean", 0), ("std", 1)) if set(getattr(recipe.input, name)) != {value}
+    ]
+    if given and _main_name(recipe, feeds) in pixels:
+        raise InputError(
+            f"{recipe.path.name}: {' and '.join(given)}: {path.name} takes pixels (uint8) and scales them itself; "
+            "accepted: neither mean nor std"
+        )
+    for name, feed in ((name, feed[name]) for feed in feeds for name in pixels):
+        if feed.min() < 0 or feed.max() > 255 or np.any(feed != np.rint(feed)):
+            raise InputError(
+                f"input {name!r} of {path.name} takes pixels (uint8), and samples hold {feed.min():.4g} .. "
+                f"{feed.max():.4g}; accepted: whole numbers, 0..255"
+            )
+
+
+def _main_name(recipe: Recipe, feeds: Sequence[Mapping[str, Array]]) -> str:
+    """The input that [input] is about."""
+    return recipe.input.name or next(iter(feeds[0]))
+
+
+def _largest_difference(ours: Sequence[Mapping[str, Array]], others: Sequence[Mapping[str, Array]]) -> float:
+    """The largest difference of any output, as a share of its largest magnitude, where both are finite."""
+    worst = 0.0
+    for one, other in zip(ours, others, strict=True):
+        for name, values in one.items():
+            finite = np.isfinite(other[name])
+            if finite.any():
+                off = np.abs(values - other[name])[finite].max() / max(float(np.abs(values).max()), 1e-6)
+                worst = max(worst, float(off))
+    return worst
+
+
+def _golden_feeds(
+    recipe: Recipe, inputs: Mapping[str, Sequence[int]], pixels: Sequence[str] = ()
+) -> list[Mapping[str, Array]]:
+    """The first calibration samples, or seeded random inputs where there are none: whole numbers where pixels go in."""
     count = recipe.golden.samples
     if recipe.data.calibration is not None:
         samples = recipe.calibration_samples(inputs)
@@ -110,10 +157,12 @@ def _golden_feeds(recipe: Recipe, inputs: Mapping[str, Sequence[int]]) -> list[M
     sizes = {
         name: [1 if place == 0 else abs(size) for place, size in enumerate(shape)] for name, shape in inputs.items()
     }
-    return [
-        {name: generator.standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
-        for _ in range(count)
-    ]
+
+    def draw(name: str, shape: Sequence[int]) -> Array:
+        drawn = generator.integers(0, 256, shape) if name in pixels else generator.standard_normal(shape)
+        return drawn.astype(np.float32)
+
+    return [{name: draw(name, shape) for name, shape in sizes.items()} for _ in range(count)]
 
 
 def _run(session: Session, feeds: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:

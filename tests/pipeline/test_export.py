@@ -306,18 +306,6 @@ def test_a_recipe_that_does_not_fit_the_file_is_told(
         export_model(write_recipe(tmp_path, "model.onnx", shape, name=name))
 
 
-def test_a_file_with_integer_input_is_refused(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Cast", ["image"], ["y"], to=TensorProto.FLOAT)],
-        "cast",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 6, 6])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx")
-    with pytest.raises(InputError, match=r"input 'image' is UINT8; accepted: FLOAT; .* io_dtype"):
-        export_model(write_recipe(tmp_path, "model.onnx", None))
-
-
 @pytest.mark.parametrize("content", [b"", b"not onnx at all", bytes(range(256)) * 8])
 def test_a_damaged_file_is_told_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
