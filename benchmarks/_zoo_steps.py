@@ -43,11 +43,14 @@ class Trial:
 
 
 def simplify(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
-    """Writes the model as the pipeline's simplify stage leaves it; gives the operators before and after."""
+    """Writes the model as the pipeline's stages leave it: simplified, and with what its input's pixels become among its
+    metadata; gives the operators before and after.
+    """
     from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.simplification.simplifier import simplify_model
 
     result = simplify_model(source.read_bytes(), feeds=[{"input": trial.calibration_images()[:1]}])
+    result.model.metadata_props.update(zoo.preprocessing(trial.name).to_metadata())
     _write(path, to_bytes(result.model))
     return {"before": dict(result.before), "after": dict(result.after), "notes": list(result.notes)}
 

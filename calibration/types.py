@@ -117,6 +117,10 @@ def _always(_: ir.Node) -> str | None:
     return None
 
 
+def _never(_: ir.Node) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class OperatorRule:
     """What a runtime's int8 kernel of one ONNX operator demands.
@@ -125,8 +129,9 @@ class OperatorRule:
     `fixed_output`: the output's parameters are the kernel's, not the data's.
     `check`: why the kernel cannot take this very node in int8, or None when it can.
     `symmetric`: the inputs that want the zero point 0 where they are computed (the fast kernel takes no other).
-    `misses`: of a kernel of one input that computes coarsely, how many of its input integers it maps to another integer
-    than the rounded function, given the parameters of input and output; None: none, ties aside.
+    `misses`: of a kernel of one input, how many of its input integers it may map to another integer than the rounded
+    function, given the parameters of input and output; None: none, ties aside.
+    `rescales`: whether the kernel of this very node takes two scales though others of its operator share one.
     """
 
     op_type: str
@@ -135,6 +140,7 @@ class OperatorRule:
     check: Callable[[ir.Node], str | None] = _always
     symmetric: frozenset[int] = frozenset()
     misses: Callable[[ir.Node, QuantParams, QuantParams], int] | None = None
+    rescales: Callable[[ir.Node], bool] = _never
 
 
 @dataclass(frozen=True)
@@ -301,5 +307,10 @@ def _strictest_operator(op_type: str, every: Sequence[QuantRules]) -> OperatorRu
     def misses(node: ir.Node, x: QuantParams, y: QuantParams) -> int:
         return sum(each(node, x, y) for each in coarse)
 
-    shares = any(rule.shares_scale for _, rule in present)
-    return OperatorRule(op_type, shares, next(iter(fixed), None), check, symmetric, misses if coarse else None)
+    sharing = [rule for _, rule in present if rule.shares_scale]
+
+    def rescales(node: ir.Node) -> bool:
+        return all(rule.rescales(node) for rule in sharing)
+
+    of_kernels = misses if coarse else None
+    return OperatorRule(op_type, bool(sharing), next(iter(fixed), None), check, symmetric, of_kernels, rescales)

@@ -33,7 +33,7 @@ from edgeship.calibration.graph.operators import (
     read_layer,
     value_name,
 )
-from edgeship.calibration.planning.clear_scales import clear_scales
+from edgeship.calibration.planning.clear_scales import clear_scales, operand_params
 from edgeship.calibration.planning.groups import Groups
 from edgeship.calibration.planning.input_grid import image_input_params
 from edgeship.calibration.planning.pinned import Pinned
@@ -42,7 +42,7 @@ from edgeship.calibration.planning.sharing import group_params, quantized_values
 from edgeship.calibration.planning.weights import quantize_bias, weight_params
 from edgeship.calibration.samples.preprocessing import Preprocessing
 from edgeship.calibration.types import Array, Observer, QuantizedConstant, QuantParams, QuantPlan, QuantRules
-from edgeship.calibration.values.ranges import Range, choose, range_of, representable
+from edgeship.calibration.values.ranges import Range, representable
 
 
 def tensors_to_observe(model: ir.Model, rules: QuantRules) -> list[str]:
@@ -161,6 +161,10 @@ def _constants(  # noqa: PLR0913, PLR0917 - what was decided so far
     biases: dict[str, QuantizedConstant] = {}
     needs: dict[str, tuple[object, ...]] = {}
 
+    def made(node: ir.Node) -> QuantParams:
+        name = value_name(float_outputs(node)[0])
+        return activations[folded.get(name, name)]
+
     def key(node: ir.Node, index: int, value: ir.Value, need: tuple[object, ...]) -> str:
         name = value_name(value)
         return name if needs.setdefault(name, need) == need else constant_key(node, index, value)
@@ -173,8 +177,8 @@ def _constants(  # noqa: PLR0913, PLR0917 - what was decided so far
         for index, value, array in constant_operands(node):
             _check_finite(array, node)
             group = groups.root(value_name(float_outputs(node)[0])) if moves(node, rules) else None
-            params = activations[group] if group else choose(range_of(array), rules.activation)
-            weights[key(node, index, value, ("operand", group))] = QuantizedConstant(params, params.quantize(array))
+            params = activations[group] if group else operand_params(node, value, made(node), rules.activation)
+            weights[key(node, index, value, ("operand", group or float(params.scale)))] = QuantizedConstant(params, params.quantize(array))
     for name, layers in users.items():
         steps = [_steps(layer, activations, folded) for layer in layers]
         observer = of_weights.get(value_name(layers[0].weight_value))

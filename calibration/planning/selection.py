@@ -82,7 +82,7 @@ def select(model: ir.Model, rules: QuantRules) -> Selection:
 def moves(node: ir.Node, rules: QuantRules) -> bool:
     """Whether the node's int8 kernel needs one scale for its inputs and outputs."""
     rule = rules.operators.get(node.op_type)
-    return rule is not None and rule.shares_scale
+    return rule is not None and rule.shares_scale and not rule.rescales(node)
 
 
 def _check_graph(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
@@ -128,7 +128,7 @@ def _foldable(nodes: Iterable[ir.Node], reasons: Mapping[ir.Node, str], rules: Q
     taken: set[ir.Node] = set()
     for node in nodes:
         rule = rules.operators.get(node.op_type)
-        if node in reasons or node in taken or rule is None or rule.shares_scale or rule.fixed_output:
+        if node in reasons or node in taken or rule is None or moves(node, rules) or rule.fixed_output:
             continue
         if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
             continue

@@ -1,4 +1,7 @@
-"""What LiteRT's coarse int8 kernels make of each of the 256 input integers, and what rounding the function would.
+"""What LiteRT's int8 kernels of one input make of each of the 256 integers, and what rounding the function would.
+
+Most go through a table of the function's own values, so that they are right wherever these are clear of rounding
+boundaries. Two are coarser:
 
     HARD_SWISH:  16-bit fixed point (tflite/kernels/internal/reference/hard_swish.h): the input times 2^7, a product
                  with the output's multiplier, another with min(max(x + 3, 0), 6) / 6 in 15 bits, a rounding shift
@@ -9,6 +12,9 @@ Both were compared with LiteRT 2.3 over all integers at random scales.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from edgeship.calibration.types import Array, QuantParams
@@ -16,6 +22,41 @@ from edgeship.targets.tflite.graph import Node
 
 LOWEST, HIGHEST = -(1 << 15), (1 << 15) - 1
 EVERY = np.arange(-128, 128, dtype=np.int64)
+HALF_THE_STEPS = 128
+CLEARANCE = 1e-3
+"""In steps; nearer to a boundary than this, float32 functions of several runtimes may fall to either side."""
+Misses = Callable[[Node, QuantParams, QuantParams], int]
+
+
+def table_misses(function: Callable[[Node, Array], Array]) -> Misses:
+    """How many inputs a table of the function, given the node and real numbers, may map to either of two integers."""
+
+    def misses(node: Node, x: QuantParams, y: QuantParams) -> int:
+        return int(_near(function(node, (EVERY - int(x.zero_point)) * float(x.scale)), y).sum())
+
+    return misses
+
+
+def sigmoid(_: Node, x: Array) -> Array:
+    """1 / (1 + e^-x)."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+
+
+def tanh(_: Node, x: Array) -> Array:
+    """The hyperbolic tangent."""
+    return np.asarray(np.tanh(x))
+
+
+def elu(node: Node, x: Array) -> Array:
+    """e^x - 1 below zero, times alpha; x above."""
+    return np.where(x < 0, float(node.attribute("alpha", 1.0)) * np.expm1(np.minimum(x, 0)), x)
+
+
+def gelu(node: Node, x: Array) -> Array:
+    """x times the normal distribution function, or that of its approximation by tanh."""
+    if node.attribute("approximate", "none") == "tanh":
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    return np.asarray(0.5 * x * (1 + np.array([math.erf(value / math.sqrt(2)) for value in x])))
 
 
 def hard_swish_misses(node: Node, x: QuantParams, y: QuantParams) -> int:
@@ -34,7 +75,15 @@ def leaky_relu_misses(node: Node, x: QuantParams, y: QuantParams) -> int:
 
 
 def _misses(table: Array, real: Array, y: QuantParams) -> int:
-    return int((table != np.clip(np.rint(real / float(y.scale)) + int(y.zero_point), -128, 127)).sum())
+    wrong = table != np.clip(np.rint(real / float(y.scale)) + int(y.zero_point), -128, 127)
+    return int((wrong | _near(real, y)).sum())
+
+
+def _near(real: Array, y: QuantParams) -> Array:
+    """Where real values lie near a boundary between two integers of the output."""
+    places = real / float(y.scale)
+    inside = np.abs(places + int(y.zero_point) + 0.5) < HALF_THE_STEPS
+    return np.asarray(inside & (np.abs(places - np.floor(places) - 0.5) < CLEARANCE))
 
 
 def leaky_relu_table(x: QuantParams, y: QuantParams, alpha: float) -> Array:

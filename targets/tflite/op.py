@@ -37,8 +37,8 @@ class Int8:
     `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
     it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
     scale of their own. `symmetric`: computed inputs for which XNNPACK has a kernel only with zero point 0. `limits`:
-    nodes it cannot take, which then run in float. `misses`: how many of its 256 inputs a coarse kernel rounds to
-    another integer than the function. `wide`: what the kernel demands where activations have 16 bits with zero point 0
+    nodes it cannot take, which then run in float. `misses`: how many of its 256 inputs the kernel may round to
+    another integer than the function. `rescales`: nodes whose in and out need not have one scale after all. `wide`: what the kernel demands where activations have 16 bits with zero point 0
     (16x8); None: it takes 8 bits only.
     """
 
@@ -50,6 +50,11 @@ class Int8:
     limits: tuple[Limit, ...] = ()
     wide: Int16 | None = None
     misses: Callable[[Node, QuantParams, QuantParams], int] | None = None
+    rescales: Callable[[Node], bool] | None = None
+
+    def ties(self, node: Node) -> bool:
+        """Whether the node's kernel needs one scale for in and out."""
+        return self.shares_scale and not (self.rescales is not None and self.rescales(node))
 
 
 @dataclass(frozen=True)

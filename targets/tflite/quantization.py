@@ -129,7 +129,7 @@ class _Borders:
             spec = SIXTEEN if node.is_wide else TensorSpec()
             wanted = QuantParams(np.array(fixed.scale), np.array(fixed.zero_point), spec)
             after = self._outputs_as(node, wanted)
-        elif rule.shares_scale:
+        elif rule.ties(node):
             data = [i for i, t in enumerate(node.inputs) if t is not None and t.is_float and i not in rule.real_inputs]
             if len(data) > 1 and node.y.quant:
                 self._inputs_as(node, data, node.y.quant)

@@ -33,6 +33,11 @@ def rule(op: Op) -> OperatorRule:
         return 0 if of_kernel is None else of_kernel(single(node), x, y)
 
     int8 = op.int8
+    apart = int8.rescales
+
+    def rescales(node: ir.Node) -> bool:
+        return apart is not None and apart(single(node))
+
     return OperatorRule(
-        op.onnx, int8.shares_scale, int8.fixed_output, check, int8.symmetric, misses if of_kernel else None
+        op.onnx, int8.shares_scale, int8.fixed_output, check, int8.symmetric, misses if of_kernel else None, rescales
     )

@@ -17,7 +17,15 @@ from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.fusion import activation_of
 from edgeship.targets.tflite.graph import Node
-from edgeship.targets.tflite.kernel_tables import hard_swish_misses, leaky_relu_misses
+from edgeship.targets.tflite.kernel_tables import (
+    elu,
+    gelu,
+    hard_swish_misses,
+    leaky_relu_misses,
+    sigmoid,
+    table_misses,
+    tanh,
+)
 from edgeship.targets.tflite.layout_rules import POINTWISE
 from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
@@ -206,21 +214,23 @@ def unit_alpha(node: Node) -> str | None:
 
 
 _CLIP = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(known_bounds,), wide=Int16())
+_SIGMOID = Int8(fixed_output=UNIT, wide=Int16(WIDE_UNIT), misses=table_misses(sigmoid))
+_TANH = Int8(fixed_output=SIGNED_UNIT, wide=Int16(WIDE_UNIT), misses=table_misses(tanh))
 _NUMBERS = (of_types(*COMPARED),)
 
 OPS = (
     Op("Relu", convert_clip, POINTWISE, Int8(wide=Int16()), _NUMBERS),
     Op("Clip", convert_clip, POINTWISE, _CLIP, _NUMBERS),
-    Op("Sigmoid", unary("LOGISTIC"), POINTWISE, Int8(fixed_output=UNIT, wide=Int16(WIDE_UNIT)), REAL),
-    Op("Tanh", unary("TANH"), POINTWISE, Int8(fixed_output=SIGNED_UNIT, wide=Int16(WIDE_UNIT)), REAL),
+    Op("Sigmoid", unary("LOGISTIC"), POINTWISE, _SIGMOID, REAL),
+    Op("Tanh", unary("TANH"), POINTWISE, _TANH, REAL),
     Op("HardSwish", unary("HARD_SWISH"), POINTWISE, Int8(limits=(hard_swish_scales,), misses=hard_swish_misses), REAL),
     Op("HardSigmoid", convert_hard_sigmoid, POINTWISE, None, REAL),
     Op("LeakyRelu", convert_leaky_relu, POINTWISE, Int8(wide=Int16(), misses=leaky_relu_misses), REAL),
     Op("PRelu", binary("PRELU", fuses=False), POINTWISE, Int8(), REAL),
-    Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,)), REAL),
+    Op("Elu", convert_elu, POINTWISE, Int8(limits=(unit_alpha,), misses=table_misses(elu)), REAL),
     Op("Selu", convert_selu, POINTWISE, None, REAL),
     Op("Celu", convert_celu, POINTWISE, None, (*REAL, positive_alpha), since=12),
-    Op("Gelu", convert_gelu, POINTWISE, Int8(), REAL, since=20),
+    Op("Gelu", convert_gelu, POINTWISE, Int8(misses=table_misses(gelu)), REAL, since=20),
     Op("Softplus", convert_softplus, POINTWISE, None, REAL),
     Op("Softsign", convert_softsign, POINTWISE, None, REAL),
     Op("Mish", convert_mish, POINTWISE, None, REAL, since=18),

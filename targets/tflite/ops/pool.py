@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeship.calibration.types import QuantParams, TensorSpec
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import CHANNELS_LAST
 from edgeship.targets.tflite.op import MOVES, Int8, Int16, Op
+from edgeship.targets.tflite.ops.conv import bias, plane
 from edgeship.targets.tflite.ops.steps import Steps, fixed
 from edgeship.targets.tflite.ops.window import (
     Window,
@@ -39,6 +41,9 @@ from edgeship.targets.tflite.ops.window_steps import (
     maximum_with_indices,
 )
 
+ONES = TensorSpec(bits=8, signed=True, symmetric=True)
+NO_BIAS = 1
+"""The index of an input that a pooling node does not have."""
 MOST_KINDS = 16
 """Pooling operators that one average may take."""
 
@@ -78,6 +83,18 @@ def averaged_in_int8(node: Node) -> str | None:
     rows, columns = _parts(node, flat(w))
     kinds = len(rows) * len(columns)
     return f"its windows are of {kinds} kinds; accepted: {MOST_KINDS}" if kinds > MOST_KINDS else None
+
+
+def averaged_by_convolution(node: Node) -> bool:
+    """Whether an int8 average is better a depthwise convolution with ones, which takes scales of its own.
+
+    AVERAGE_POOL_2D keeps the scale and rounds half away from zero, ONNX half to even: of an even number of integers
+    every other sum may lie half-way. With two scales none does (calibration/planning/clear_scales.py).
+    """
+    w = pooling_window(node)
+    if not in_the_plane(w) or int(np.prod(w.kernel)) % 2:
+        return False
+    return bool((_shares(node, flat(w)) == 1).all())
 
 
 def convert_max_pool(emit: Emit) -> None:
@@ -133,6 +150,9 @@ def convert_average_pool(emit: Emit) -> None:
     node, w = emit.node, pooling_window(emit.node)
     plane = in_the_plane(w)
     w = flat(w) if plane else w
+    if node.int8 and averaged_by_convolution(node) and not _one_scale(node):
+        _average_by_convolution(emit, w)
+        return
     if plane and divides_as_tflite(node, w):
         x, y, padding = spatial(emit, emit.input()), spatial_output(emit, emit.input()), w.padding
         if padding is None or (padding == "SAME" and node.attribute("count_include_pad", 0)):
@@ -153,6 +173,21 @@ def convert_average_pool(emit: Emit) -> None:
     if (factors != 1).any() or node.activation != "NONE":
         mean = steps.binary("MUL", mean, factors, fused_activation_function=node.activation)
     steps.deliver(mean)
+
+
+def _one_scale(node: Node) -> bool:
+    x, y = node.x.quant, node.y.quant
+    return x is None or y is None or bool(x.scale == y.scale and x.zero_point == y.zero_point)
+
+
+def _average_by_convolution(emit: Emit, w: Window) -> None:
+    """Writes an int8 average as DEPTHWISE_CONV_2D with the integer 1 at the scale 1 / n everywhere."""
+    x = spatial(emit, emit.input())
+    channels = x.shape[3]
+    quant = QuantParams(np.asarray(1 / np.prod(w.kernel)), np.zeros((), np.int64), ONES)
+    kernel = emit.constant("ones", np.ones((1, *w.kernel, channels), np.int8), quant)
+    offset = bias(emit, NO_BIAS, channels, kernel)
+    Steps(emit).deliver(plane(emit, (x, kernel, offset), w, depthwise=True))
 
 
 def convert_lp_pool(emit: Emit) -> None:
@@ -203,7 +238,7 @@ def convert_global_max(emit: Emit) -> None:
 
 
 REAL = of_types("float32")
-AVERAGES = Int8(shares_scale=True, limits=(averaged_in_int8,), wide=Int16())
+AVERAGES = Int8(shares_scale=True, limits=(averaged_in_int8,), wide=Int16(), rescales=averaged_by_convolution)
 
 OPS = (
     Op("MaxPool", convert_max_pool, CHANNELS_LAST, MOVES, (windows_in_space, static_indices), fuses=True),
