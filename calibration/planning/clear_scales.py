@@ -17,7 +17,7 @@ neighbour of the right output, always the same ones, which hang on the scales: t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ from edgeship.calibration.graph.operators import (
     activation_inputs,
     attribute,
     constant_array,
-    data_inputs,
+    constant_operands,
     float_outputs,
     value_name,
 )
@@ -54,9 +54,15 @@ def clear_scales(
     """
     settled = {groups.root(name) for name in kept if name in groups} | _dictated(selection, rules, groups)
     clearing = _Clearing(selection, rules, groups, dict(by_group), settled)
-    for node in reversed(selection.int8):
+    for node in reversed(_nodes(selection)):
         clearing.clear(node)
     return clearing.chosen
+
+
+def _nodes(selection: Selection) -> Sequence[ir.Node]:
+    """The graph's nodes in order, those that stay float too: a product of two computed matrices may be one."""
+    graph = selection.int8[0].graph
+    return selection.int8 if graph is None else list(graph)
 
 
 def operand_params(node: ir.Node, value: ir.Value, output: QuantParams, spec: TensorSpec) -> QuantParams:
@@ -82,7 +88,7 @@ def _denominator(ratio: float) -> int:
 
 
 def _scaled(params: QuantParams, factor: float) -> QuantParams:
-    return QuantParams(float(params.scale) * factor, params.zero_point, params.spec)
+    return QuantParams(np.asarray(float(params.scale) * factor), params.zero_point, params.spec)
 
 
 def _dictated(selection: Selection, rules: QuantRules, groups: Groups[str]) -> set[str]:
@@ -108,6 +114,7 @@ class _Clearing:
         self._selection, self._rules, self._groups = selection, rules, groups
         self.chosen = chosen
         self._settled = settled
+        self._int8 = set(selection.int8)
 
     def clear(self, node: ir.Node) -> None:
         """Chooses the scales around one node, as far as they are free."""
@@ -115,9 +122,13 @@ class _Clearing:
         rule = self._rules.operators.get(node.op_type)
         if output is None or not inputs or rule is None or moves(node, self._rules):
             return
+        if _multiplies_computed(node):
+            self._clear_product(node, inputs, output, 1.0)
+        if node not in self._int8:
+            return
         if node.op_type in _SUMS:
             self._clear_sum(inputs, output)
-        elif node.op_type in _PRODUCTS or _multiplies_computed(node):
+        elif node.op_type in _PRODUCTS:
             self._clear_product(node, inputs, output, 1.0)
         elif node.op_type in _MEANS and (count := _averaged(node)):
             self._clear_product(node, inputs, output, 1.0 / count)
@@ -128,8 +139,8 @@ class _Clearing:
         """The groups of the computed inputs, and of the output (that of the activation it is folded into)."""
         values = quantized_values(node, self._selection)
         outputs = [v for v in values if v in node.outputs or v in self._folded(node)]
-        inputs = [v for v in activation_inputs(node) if value_name(v) in self._groups]
-        if len(outputs) != 1 or len(inputs) != len(activation_inputs(node)):
+        inputs = _computed(node)
+        if len(outputs) != 1 or any(value_name(v) not in self._groups for v in (*inputs, *outputs)):
             return [], None
         return [self._groups.root(value_name(v)) for v in inputs], self._groups.root(value_name(outputs[0]))
 
@@ -153,18 +164,18 @@ class _Clearing:
 
     def _clear_product(self, node: ir.Node, inputs: list[str], output: str, factor: float) -> None:
         multiplier = factor / self._scale(output)
-        for _, value in data_inputs(node) if node.op_type != "MatMul" else ():
-            array = constant_array(value)
-            if array is not None:
-                multiplier *= float(choose(range_of(array), self._rules.activation).scale)
+        for _, value, _ in constant_operands(node):
+            multiplier *= float(operand_params(node, value, self.chosen[output], self._rules.activation).scale)
         for root in inputs:
             multiplier *= self._scale(root)
-        # An operand that is multiplied with itself, or that shares the output's scale, would move both sides.
-        free = [root for root in (output, *inputs) if root not in self._settled and (output, *inputs).count(root) == 1]
+        if output in inputs:
+            return  # both sides move together
+        free = [root for root in (output, *inputs) if root not in self._settled]
         if free and free[0] == output:
             self._grow(output, multiplier / float(at_most(np.asarray(multiplier))))
         elif free:
-            self._grow(free[0], float(at_least(np.asarray(multiplier))) / multiplier)
+            factor = float(at_least(np.asarray(multiplier))) / multiplier
+            self._grow(free[0], factor ** (1 / inputs.count(free[0])))
         self._settled.update((output, *inputs))
 
     def _clear_table(self, node: ir.Node, rule: OperatorRule, source: str, output: str) -> None:
@@ -199,8 +210,13 @@ def _first_least(wrong: Callable[[float], int]) -> float:
     return best
 
 
+def _computed(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are computed; both of a product of two computed matrices."""
+    return list(node.inputs) if _multiplies_computed(node) else activation_inputs(node)  # type: ignore[arg-type]  # MatMul has both
+
+
 def _multiplies_computed(node: ir.Node) -> bool:
-    return node.op_type == "MatMul" and len(activation_inputs(node)) > 1
+    return node.op_type == "MatMul" and all(constant_array(value) is None for value in node.inputs)
 
 
 def _averaged(node: ir.Node) -> int | None:

@@ -178,7 +178,8 @@ def _constants(  # noqa: PLR0913, PLR0917 - what was decided so far
             _check_finite(array, node)
             group = groups.root(value_name(float_outputs(node)[0])) if moves(node, rules) else None
             params = activations[group] if group else operand_params(node, value, made(node), rules.activation)
-            weights[key(node, index, value, ("operand", group or float(params.scale)))] = QuantizedConstant(params, params.quantize(array))
+            need = ("operand", group or float(params.scale))
+            weights[key(node, index, value, need)] = QuantizedConstant(params, params.quantize(array))
     for name, layers in users.items():
         steps = [_steps(layer, activations, folded) for layer in layers]
         observer = of_weights.get(value_name(layers[0].weight_value))

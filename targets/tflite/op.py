@@ -34,12 +34,12 @@ class Int16:
 class Int8:
     """What the int8 kernel demands.
 
-    `shares_scale`: in and out have one scale. `moves`: it only moves or selects integers, so quantizing before or after
-    it is the same. `fixed_output`: the kernel's own output parameters. `real_inputs`: constant inputs that need no
-    scale of their own. `symmetric`: computed inputs for which XNNPACK has a kernel only with zero point 0. `limits`:
-    nodes it cannot take, which then run in float. `misses`: how many of its 256 inputs the kernel may round to
-    another integer than the function. `rescales`: nodes whose in and out need not have one scale after all. `wide`: what the kernel demands where activations have 16 bits with zero point 0
-    (16x8); None: it takes 8 bits only.
+    `shares_scale`: in and out have one scale. `rescales`: nodes whose in and out need not have one after all. `moves`:
+    it only moves or selects integers, so quantizing before or after it is the same. `fixed_output`: the kernel's own
+    output parameters. `real_inputs`: constant inputs that need no scale of their own. `symmetric`: computed inputs for
+    which XNNPACK has a kernel only with zero point 0. `limits`: nodes it cannot take, which then run in float.
+    `misses`: how many of its 256 inputs the kernel may round to another integer than the function. `wide`: what the
+    kernel demands where activations have 16 bits with zero point 0 (16x8); None: it takes 8 bits only.
     """
 
     shares_scale: bool = False

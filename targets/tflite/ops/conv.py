@@ -2,7 +2,7 @@
 
 int8: TFLite multiplies the int32 sum by `s_x * s_w / s_y` in fixed point (31 bits) and rounds half away from zero,
 XNNPACK in float rounding half to even; the QDQ reference rounds half to even in float. They differ by at most one step,
-on ties.
+on ties, which edgeship's own plans have none of.
 """
 
 from __future__ import annotations

@@ -45,12 +45,12 @@ def test_16_bit_activations_leave_only_the_noise_of_the_weights(
     run_exactly: Callable[[ir.Model, Mapping[str, Array]], dict[str, Array]],
 ) -> None:
     model = at_21(tiny_model)
-    samples = [Shot(str(i), {"image": image[np.newaxis]}) for i, image in enumerate(tiny_images[:8])]
+    samples = [Shot(str(i), {"image": image[np.newaxis]}) for i, image in enumerate(tiny_images)]
     seen = calibrate(model, samples, rules, open_float, refinements=())
     narrow = seen.plan()
     wide = widen(model, narrow)
     weights_only = apply_plan(model, QuantPlan({}, narrow.weights, {}, int8_nodes=narrow.int8_nodes))
-    images = tiny_images[:8]
+    images = tiny_images
     of_narrow = noise(run_exactly, model, apply_plan(model, narrow), images)
     of_wide = noise(run_exactly, model, apply_plan(model, wide), images)
     of_weights = noise(run_exactly, model, weights_only, images)

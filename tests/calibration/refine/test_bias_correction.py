@@ -66,7 +66,7 @@ def test_the_mean_of_every_output_channel_is_kept(
     plan, _ = quantized(model, shots=shots)
     step = float(plan.activations["y"].scale)
     corrected, plain = shift(), shift(refinements=())
-    assert corrected.max() < 0.15 * step
+    assert corrected.max() < 0.2 * step
     assert corrected.sum() < 0.5 * plain.sum()
 
 
