@@ -126,9 +126,13 @@ def _ratio(value: float, step: float) -> float:
 
 @dataclass
 class Comparison:
-    """Outputs against outputs over samples; `steps` gives the quantization step of each output that has one."""
+    """Outputs against outputs over samples; `steps` gives the quantization step of each output that has one.
+
+    `decides`: whether there are scores, of which the largest is a decision.
+    """
 
     steps: Mapping[str, float] = field(default_factory=dict)
+    decides: bool = True
     samples: int = 0
     decisions: int = 0
     equal_decisions: int = 0
@@ -144,7 +148,7 @@ class Comparison:
                 self.outputs[name] = OutputComparison(name, self.steps.get(name, 0.0))
             self.outputs[name].update(values, candidate[name])
         self.samples += 1
-        output = classification_output(reference)
+        output = classification_output(reference) if self.decides else None
         if output is not None:
             x, y = reference[output], candidate[output]
             shared = (x == x.max(-1, keepdims=True)) & (y == y.max(-1, keepdims=True))

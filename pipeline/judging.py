@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,32 +11,58 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgeship.calibration.samples.data import Samples
     from edgeship.pipeline.recipe import Recipe
+
+_SAME_VALUES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze"})
 
 
 @dataclass(frozen=True)
 class Jury:
-    """The samples artifacts are judged on, and whether they are the recipe's evaluation or calibration data."""
+    """The samples artifacts are judged on, and whether they are the recipe's evaluation or calibration data.
+
+    `decides`: whether the model's outputs are scores, of which the largest is a decision. The samples have classes only
+    where it does.
+    """
 
     samples: Samples
     kind: str
+    decides: bool
 
 
 def open_jury(recipe: Recipe, simplified: Path) -> Jury:
     """The evaluation samples, or the calibration samples where the recipe has no others."""
-    shapes = input_shapes(simplified)
+    from edgeship.calibration.graph.onnx_file import load_onnx
+
+    shapes, decides = input_shapes(simplified), decides_on_classes(recipe, load_onnx(simplified))
     samples = recipe.evaluation_samples(shapes)
-    if samples is not None:
-        return Jury(samples, "evaluation")
-    return Jury(recipe.calibration_samples(shapes), "calibration")
+    kind = "calibration" if samples is None else "evaluation"
+    given = recipe.calibration_samples(shapes) if samples is None else samples
+    return Jury(given if decides else given.without_labels(), kind, decides)
+
+
+def decides_on_classes(recipe: Recipe, model: ir.Model) -> bool:
+    """Whether the outputs of the simplified model are scores of classes, as `model.outputs` says or the graph tells."""
+    if recipe.model.outputs != "auto":
+        return recipe.model.outputs == "classes"
+    return not any(_has_unit_length(value) for value in model.graph.outputs)
+
+
+def _has_unit_length(value: ir.Value) -> bool:
+    """Whether the output is a vector divided by its length."""
+    node = value.producer()
+    while node is not None and node.op_type in _SAME_VALUES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "LpNormalization"
 
 
 def jury_digest(recipe: Recipe) -> str:
-    """SHA-256 over the samples that `open_jury` gives. Raises InputError when the recipe has no samples at all."""
+    """SHA-256 over what `open_jury` gives. Raises InputError when the recipe has no samples at all."""
     digest = recipe.data_digest("evaluation") or recipe.data_digest("calibration")
     if digest is None:
         raise InputError(
             f"{recipe.path.name}: neither data.evaluation nor data.calibration is set; artifacts are judged on samples"
         )
-    return digest
+    return hashlib.sha256(f"{digest} {recipe.model.outputs}".encode()).hexdigest()

@@ -129,9 +129,12 @@ class Recipe(Section):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The classes' names, in order; none without `release.labels`. Raises InputError for a file that has none."""
+        """The classes' names, in order: of `release.labels`, or else of `data.classes`; none without either.
+
+        Raises InputError for a file that has none.
+        """
         if self.release.labels is None:
-            return ()
+            return self.class_names
         path = self.resolve(self.release.labels, "release.labels")
         try:
             names = path.read_text().splitlines()

@@ -40,6 +40,11 @@ class Model(Section):
         default=None, description='which state dict of a checkpoint with several, such as "model_ema"'
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    outputs: Literal["auto", "classes", "values"] = Field(
+        default="auto",
+        description="classes: scores, of which the largest decides; values: embeddings, poses, pictures, where classes "
+        "of samples mean nothing; auto: values where the output has length 1, else classes",
+    )
 
 
 class Input(Section):
@@ -120,7 +125,8 @@ class Release(Section):
     author: str | None = Field(default=None, description="who made the model")
     license: str | None = Field(default=None, description="the model's licence: an SPDX expression, such as Apache-2.0")
     labels: Place | None = Field(
-        default=None, description="a text file with a line for each class; goes into the artifacts' metadata"
+        default=None,
+        description="a text file with a line for each class, for the artifacts' metadata and the card; `data.classes`",
     )
     key: Place | None = Field(
         default=None,

@@ -41,6 +41,11 @@ def paired_interval(lost: int, won: int, total: int) -> tuple[float, float]:
     return max(-1.0, middle - spread), min(1.0, middle + spread)
 
 
+def label_problem(label: int, classes: int) -> str:
+    """What is wrong with a label of a sample, and what is accepted."""
+    return f"the label {label} is not among the model's {classes} classes, 0..{classes - 1}"
+
+
 @dataclass
 class Score:
     """Right answers of one model so far."""
@@ -55,9 +60,7 @@ class Score:
         self.classes = scores.size
         if not 0 <= label < scores.size:
             where = f"sample {sample}: " if sample else ""
-            raise InputError(
-                f"{where}the label {label} is not among the model's {scores.size} classes, 0..{scores.size - 1}"
-            )
+            raise InputError(f"{where}{label_problem(label, scores.size)}")
         best = np.argsort(-scores, kind="stable")[:5]
         self.right.append(bool(best[0] == label))
         self.right5 += int(label in best)

@@ -39,7 +39,7 @@ def widen(model: ir.Model) -> int:
     return count
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(np.asarray(tensor.numpy(), np.float32), name=tensor.name)
 
 

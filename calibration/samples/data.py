@@ -61,8 +61,9 @@ class Source(Protocol):
 class Samples:
     """A sized set of samples that can be gone through again and again, each time reading from disk."""
 
-    def __init__(self, source: Source, indices: Sequence[int] | None = None) -> None:
+    def __init__(self, source: Source, indices: Sequence[int] | None = None, *, labelled: bool = True) -> None:
         self._source = source
+        self._labels = source.labels if labelled else None
         self._indices = range(len(source.names)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -79,14 +80,14 @@ class Samples:
 
     def unchecked(self) -> Iterator[Sample]:
         """The samples as they are, NaN and infinities included."""
-        labels = self._source.labels
+        labels = self._labels
         for index, feeds in zip(self._indices, self._source.read(self._indices), strict=True):
             yield Sample(self._source.names[index], feeds, None if labels is None else labels[index])
 
     @property
     def has_labels(self) -> bool:
         """Whether every sample has its class."""
-        return self._source.labels is not None
+        return self._labels is not None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ class Samples:
     @property
     def labels(self) -> tuple[int, ...] | None:
         """The classes, in order, if known."""
-        labels = self._source.labels
+        labels = self._labels
         return None if labels is None else tuple(labels[index] for index in self._indices)
 
     def digest(self) -> str:
@@ -127,7 +128,7 @@ class Samples:
             raise InputError(f"{count} samples were asked for; accepted: at least 1")
         if count >= len(self):
             return self
-        names, labels = self._source.names, self._source.labels
+        names, labels = self._source.names, self._source.labels  # also where they are not told: the same samples
 
         def rank(text: str) -> bytes:
             return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
@@ -141,7 +142,11 @@ class Samples:
                 order.append((turn.get(label, 0), rank(f"class {label}"), index))
                 turn[label] = turn.get(label, 0) + 1
             chosen = [index for *_, index in sorted(order)]
-        return Samples(self._source, sorted(chosen[:count]))
+        return Samples(self._source, sorted(chosen[:count]), labelled=self.has_labels)
+
+    def without_labels(self) -> Samples:
+        """The same samples, whose classes mean nothing."""
+        return Samples(self._source, self._indices, labelled=False)
 
 
 def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, and given by name

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
+from edgeship.pipeline.judging import decides_on_classes
+from edgeship.pipeline.scoring import label_problem
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,11 +30,12 @@ def calibration_samples(recipe: Recipe, path: Path, model: ir.Model) -> tuple[Sa
     from edgeship.calibration.samples.checks import Expected
 
     shapes = input_shapes(path)
-    samples = recipe.calibration_samples(shapes)
+    decides = decides_on_classes(recipe, model)
+    samples = recipe.calibration_samples(shapes) if decides else recipe.calibration_samples(shapes).without_labels()
     evaluation = recipe.evaluation_samples(shapes)
     expected = Expected(
         _declared(recipe, next((shape for shape in shapes.values() if len(shape) == 4), ())),
-        classes_of(model),
+        classes_of(model) if decides else 0,
         () if evaluation is None else evaluation.contents(),
     )
     findings = checked(samples, expected, "data.calibration")
@@ -40,11 +43,14 @@ def calibration_samples(recipe: Recipe, path: Path, model: ir.Model) -> tuple[Sa
 
 
 def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Finding]:
-    """What speaks against model and data belonging together, by the evaluation samples or else the calibration's."""
+    """What speaks against model and data belonging together, by the evaluation samples or else the calibration's.
+
+    Raises InputError for samples of a class that the model does not have.
+    """
     from edgeship.pipeline.quantizing.plausibility import doubts, other_inputs
 
     field: DataField = "evaluation" if _has_labels(recipe.evaluation_samples(shapes)) else "calibration"
-    if recipe.data_path(field) is None:
+    if recipe.data_path(field) is None or not decides_on_classes(recipe, model):
         return []
 
     def opened(given: Input) -> Samples:
@@ -52,8 +58,18 @@ def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int,
         evaluation = under.evaluation_samples(shapes)
         return evaluation if evaluation is not None and field == "evaluation" else under.calibration_samples(shapes)
 
+    samples, classes = opened(recipe.input), classes_of(model)
+    if classes > 1:
+        check_labels(samples, classes)
     inputs = () if _are_arrays(recipe, field) else other_inputs(recipe.input)
-    return doubts(model, classes_of(model), opened(recipe.input), ((text, opened(given)) for text, given in inputs))
+    return doubts(model, classes, samples, ((text, opened(given)) for text, given in inputs))
+
+
+def check_labels(samples: Samples, classes: int) -> None:
+    """Raises InputError for the first sample whose class the model does not have."""
+    for name, label in zip(samples.names, samples.labels or (), strict=False):
+        if not 0 <= label < classes:
+            raise InputError(f"sample {name}: {label_problem(label, classes)}")
 
 
 def _has_labels(samples: Samples | None) -> bool:

@@ -59,7 +59,7 @@ class Judge:
         jury = open_jury(recipe, self._context.inputs["simplify"] / "model.onnx")
         samples = jury.samples.take(recipe.parity.samples, recipe.data.seed)
         reference = open_reference(to_bytes(self._target.reference(quantized)))
-        session, comparison = self._target.open(artifact), Comparison(output_steps(quantized))
+        session, comparison = self._target.open(artifact), Comparison(output_steps(quantized), jury.decides)
         for done, sample in enumerate(samples):
             self._context.progress(done, len(samples), "parity of a form")
             comparison.update(reference.run(sample.feeds), session.run(sample.feeds))

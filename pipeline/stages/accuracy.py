@@ -40,7 +40,7 @@ def run(context: StageContext) -> None:
 def judge(reference: Session, sessions: Mapping[str, Session], jury: Jury, progress: Progress) -> dict[str, Any]:
     """The scores of the reference and of each session on the jury's samples, as plain values."""
     scores: dict[str, Score] = {name: Score() for name in (FLOAT, *sessions)}
-    comparisons = {name: Comparison() for name in sessions}
+    comparisons = {name: Comparison(decides=jury.decides) for name in sessions}
     for done, sample in enumerate(jury.samples):
         progress(done, len(jury.samples), "samples")
         outputs = {FLOAT: reference.run(sample.feeds)}

@@ -51,7 +51,7 @@ def run(context: StageContext) -> None:
     references, referred = _references({name: quantized[scheme] for name, scheme in schemes.items()})
     artifacts = {name: context.inputs["convert"] / artifact_path(name) for name in context.targets}
     device = open_device(recipe.device, recipe.devices)
-    comparisons = {name: Comparison(output_steps(quantized[schemes[name]])) for name in context.targets}
+    comparisons = {name: Comparison(output_steps(quantized[schemes[name]]), jury.decides) for name in context.targets}
     with device, ExitStack() as stack:
         sessions = {name: stack.enter_context(open_on(device, name, path)) for name, path in artifacts.items()}
         for done, sample in enumerate(samples):

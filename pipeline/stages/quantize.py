@@ -42,7 +42,8 @@ def run(context: StageContext) -> None:
     if recipe.quantize.mode == "none":
         for scheme in recipe.weight_schemes():
             write_atomically(context.folder / f"{scheme}.onnx", path.read_bytes())
-        write_json(context.folder / PLAN, {"mode": "none", "digest": "none", "digests": {}})
+        said = _doubts(recipe, load_onnx(path), path)
+        write_json(context.folder / PLAN, {"mode": "none", "digest": "none", "digests": {}, **said})
         return
     make = _with_data if recipe.quantize.mode in CALIBRATED_MODES else _without_data
     made = make(context, load_onnx(path), path)
@@ -61,10 +62,7 @@ class _Made:
 
 
 def _without_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
-    from edgeship.calibration.samples.checks import to_json
-    from edgeship.pipeline.artifacts import input_shapes
     from edgeship.pipeline.quantizing.calibrated import combined
-    from edgeship.pipeline.quantizing.data import data_doubts
     from edgeship.pipeline.quantizing.weight_only import float16_weights, int8_weights
 
     recipe, settings = context.recipe, context.recipe.quantize
@@ -74,9 +72,18 @@ def _without_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
     else:
         rules = combined(_rules(recipe))
         small = int8_weights(model, rules, recipe.weight_schemes(), overrides, per_tensor=settings.per_tensor)
+    models = {str(scheme): each for scheme, each in small.models.items()}
+    return _Made(models, {PLAN: {**small.facts, **_doubts(recipe, model, path)}})
+
+
+def _doubts(recipe: Recipe, model: ir.Model, path: Path) -> dict[str, Any]:
+    """What plan.json says where no ranges are chosen: whether model and data seem to belong together."""
+    from edgeship.calibration.samples.checks import to_json
+    from edgeship.pipeline.artifacts import input_shapes
+    from edgeship.pipeline.quantizing.data import data_doubts
+
     findings = data_doubts(recipe, model, input_shapes(path))
-    plan = {**small.facts, "findings": [str(each) for each in findings], "data": {"findings": to_json(findings)}}
-    return _Made({str(scheme): each for scheme, each in small.models.items()}, {PLAN: plan})
+    return {"findings": [str(each) for each in findings], "data": {"findings": to_json(findings)}}
 
 
 def _with_data(context: StageContext, model: ir.Model, path: Path) -> _Made:
@@ -151,6 +158,7 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         "targets": sorted(recipe.targets),
         "schemes": list(recipe.weight_schemes()),
         "data": _data_digests(recipe),
+        "outputs": recipe.model.outputs,
         "training": _training_settings(recipe),
     }
 

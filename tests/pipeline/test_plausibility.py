@@ -83,12 +83,12 @@ def notes(recipe: Path, *more: str) -> list[dict[str, str]]:
     return [each for each in plan["data"]["findings"] if each["where"] == "model and data"]
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic", "float16"])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "float16", "none"])
 def test_nothing_is_said_where_all_is_right(project: Path, mode: str) -> None:
     assert notes(project, f'quantize.mode="{mode}"') == []
 
 
-@pytest.mark.parametrize("mode", ["static", "float16"])
+@pytest.mark.parametrize("mode", ["static", "float16", "none"])
 @pytest.mark.parametrize("wrong", [('input.color="bgr"', 'color = "rgb"'), ("input={}", "std = [255.0]")])
 def test_another_preprocessing_that_fits_better_is_named(project: Path, wrong: tuple[str, str], mode: str) -> None:
     (note,) = notes(project, wrong[0], f'quantize.mode="{mode}"')
@@ -122,6 +122,24 @@ def test_a_list_may_say_classes_by_name(project: Path) -> None:
     result = run("deploy", project, "--out", project.parent / "run", *(f"--set={each}" for each in settings))
     assert result.exit_code == 2
     assert "the label is 'blue'; accepted: a whole number" in result.stderr
+
+
+def test_a_class_that_the_model_has_not_is_told_before_ranges_are_chosen(project: Path) -> None:
+    (project.parent / "list.csv").write_text("file,label\n0-red/0.png,0\n1-green/0.png,3\n")
+    settings = ('data.root="images"', 'data.calibration="../flat"', 'data.evaluation="../list.csv"')
+    result = run("deploy", project, "--out", project.parent / "run", *(f"--set={each}" for each in settings))
+    assert result.exit_code == 2
+    assert "1-green/0.png: the label 3 is not among the model's 3 classes, 0..2" in result.stderr
+    assert not (project.parent / "run" / "4-quantize").exists()
+
+
+def test_the_classes_of_the_data_name_those_of_the_release(project: Path) -> None:
+    (project.parent / "classes.txt").write_text("0-red\n1-green\n2-blue\n")
+    settings = ('data.classes="classes.txt"', "benchmark.runs=1", "benchmark.launches=1")
+    out = project.parent / "run"
+    result = run("deploy", project, "--out", out, *(f"--set={each}" for each in settings))
+    assert result.exit_code == 0, result.stderr
+    assert "Classes (3): 0-red, 1-green, 2-blue" in (out / "9-release" / "MODEL_CARD.md").read_text()
 
 
 def test_a_folder_that_is_no_class_is_an_error(project: Path) -> None:
