@@ -16,6 +16,7 @@ from edgeship.pipeline.onnx_form import run_passes
 from edgeship.pipeline.simplification.affine import alone_rules, fold_rules
 from edgeship.pipeline.simplification.arithmetic import arithmetic_rules
 from edgeship.pipeline.simplification.clip import clip_rules
+from edgeship.pipeline.simplification.einsum import einsum_rules
 from edgeship.pipeline.simplification.gelu import gelu_rules, may_have_gelu, raise_opset
 from edgeship.pipeline.simplification.gemm import gemm_rules
 from edgeship.pipeline.simplification.hardswish import hardswish_rules
@@ -43,6 +44,7 @@ def _phases() -> tuple[Sequence[RewriteRule], ...]:
         *arithmetic_rules(),
         *hardswish_rules(),
         *layer_norm_rules(),
+        *einsum_rules(),
         *gemm_rules(),
         *fold_rules(),
         *padding_rules(),

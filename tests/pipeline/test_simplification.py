@@ -605,6 +605,36 @@ def test_softmax_is_taken_out_of_the_reshapes_around_it() -> None:
     assert simplified(model, (1, 5, 3)) == {"Softmax": 1}
 
 
+@pytest.mark.parametrize("first", ["b h i k", "bhki"])
+@pytest.mark.parametrize("second", ["bhkj", "b h j k"])
+@pytest.mark.parametrize("result", ["b h i j", "bhji"])
+def test_an_einsum_of_two_stacks_of_matrices_becomes_a_product(first: str, second: str, result: str) -> None:
+    shape = (2, 3, 4, 5)
+    turned = node("Transpose", "x", "a", perm=[0, 1, 3, 2] if first == "bhki" else [0, 1, 2, 3])
+    other = normal(2, 3, 5, 6) if second == "bhkj" else normal(2, 3, 6, 5)
+    product = node("Einsum", "a w", "y", equation=f"{first}, {second} -> {result}")
+    after = simplified(build([turned, product], shape, w=other), shape)
+    assert after["MatMul"] == 1
+    assert "Einsum" not in after
+
+
+@pytest.mark.parametrize(
+    ("equation", "other"),
+    [
+        ("bik,bkj->bi", (2, 4, 5)),
+        ("bik,bij->bij", (2, 3, 5)),
+        ("bik,kj->bij", (4, 5)),
+        ("bik,bik->bki", (2, 3, 4)),
+        ("...ik,...kj->...ij", (2, 4, 5)),
+        ("bik,ckj->bij", (1, 4, 5)),
+        ("bik,bkj", (2, 4, 5)),
+    ],
+)
+def test_other_einsums_stay(equation: str, other: tuple[int, ...]) -> None:
+    model = build([node("Einsum", "x w", "y", equation=equation)], (2, 3, 4), w=normal(*other))
+    assert simplified(model, (2, 3, 4)) == {"Einsum": 1}
+
+
 # ---- the whole -----------------------------------------------------------------------------------------------------
 
 
