@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from edgeship.pipeline.section import Section
 from edgeship.pipeline.training_section import Training
@@ -41,6 +41,11 @@ class Prune(Section):
     latency_target: str = Field(default="onnxruntime", description="the target whose runtime `max_latency_ms` is for")
     steps: PositiveInt = Field(default=1, description="prune in this many steps, training `step_epochs` between them")
     step_epochs: PositiveInt = Field(default=1, description="epochs of training after each step but the last")
+    fade_epochs: NonNegativeInt = Field(
+        default=0,
+        description="of the training's epochs, the first over which what is removed goes little by little: blocks and "
+        "channels fade out, single weights become zero by a cubic schedule; 0: all at once",
+    )
     round_to: PositiveInt = Field(default=8, description="channels are kept in multiples of this, as kernels want them")
     layer_limit: float = Field(default=0.9, gt=0, lt=1, description="largest share removed from any one layer")
     batches: PositiveInt = Field(
@@ -69,6 +74,15 @@ class Prune(Section):
             raise ValueError('steps = 1 with kind = "soft", which prunes in every epoch')
         if self.kind == "unstructured" and self.importance == "apoz":
             raise ValueError('importance = "magnitude", "taylor" or "activation" with kind = "unstructured"')
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_of_going_gradually(self) -> Self:
+        if self.fade_epochs and (self.kind == "soft" or self.steps != 1):
+            seen = 'kind = "soft"' if self.kind == "soft" else f"steps = {self.steps}"
+            raise ValueError(f"fade_epochs = 0 with {seen}, which is another way of removing little by little")
+        if self.fade_epochs and self.kind == "unstructured" and self.ranked_by != "magnitude":
+            raise ValueError('importance = "magnitude" with fade_epochs: weights are ranked anew as they go')
         return self
 
     @property
@@ -124,6 +138,15 @@ class Compress(Section):
     prune: Prune | None = Field(default=None, description="[compress.prune]; nothing is removed without it")
     distill: Distill | None = Field(default=None, description="[compress.distill]; no teacher without it")
     training: Training = Field(default=Training(), description="[compress.training]: after pruning, or all there is")
+
+    @model_validator(mode="after")
+    def _fades_in_time(self) -> Self:
+        if self.prune is not None and self.prune.fade_epochs >= self.training.epochs:
+            raise ValueError(
+                f"prune.fade_epochs below training.epochs = {self.training.epochs}, so that some training follows; "
+                f"it is {self.prune.fade_epochs}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _soft_without_average(self) -> Self:

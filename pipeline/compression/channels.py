@@ -94,6 +94,25 @@ def remove_channels(model: nn.Module, example: Tensor, cuts: Sequence[Cut]) -> N
             graph.get_pruning_group(layer, function, list(cut.channels)).prune()
 
 
+def makers_of(model: nn.Module, example: Tensor, cuts: Sequence[Cut]) -> dict[str, list[int]]:
+    """Of each layer that makes or normalizes channels of the cuts, the numbers of those that go."""
+    if not cuts:
+        return {}
+    graph = _trace(model, example)
+    layers, found = dict(model.named_modules()), dict[str, set[int]]()
+    names = {layer: name for name, layer in layers.items()}
+    for cut in cuts:
+        layer = layers[cut.layer]
+        with _quiet():
+            function = graph.get_pruner_of_module(layer).prune_out_channels
+            group = graph.get_pruning_group(layer, function, list(cut.channels))
+        for item in group.items:
+            name = names.get(item.dep.target.module)
+            if name is not None and graph.is_out_channel_pruning_fn(item.dep.handler):
+                found.setdefault(name, set()).update(item.idxs)
+    return {name: sorted(channels) for name, channels in found.items()}
+
+
 def output_shapes(model: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
     """The shapes of the tensors the model returns for the example, in eval mode."""
     training = model.training

@@ -26,9 +26,10 @@ from edgeship.pipeline.compression.channels import Cut
 from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
+from edgeship.pipeline.compression.fading import Fading
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
 from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, scores_of, top1, train
-from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable
+from edgeship.pipeline.compression.masks import GradualMasks, Masks, choose_masks, maskable
 from edgeship.pipeline.compression.optimizer import check_trainable
 from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
@@ -115,9 +116,14 @@ class Compressor:
                     choose = self._chosen_channels if prune.kind == "structured" else self._chosen_blocks
                     write_removed(path, [choose(dense, prune, step)])
             (removed,) = read_removed(path)
+            settings, fade = self._step_training(prune, step), prune.fade_epochs
+            if fade:
+                fading = Fading(removed.leaving(self._result.model, self._example), fade * self._data.training.steps)
+                with fading.on(self._result.model):
+                    self._train(f"step-{step}-fade", settings, [fading], (0, fade))
             removed.take_from(self._result.model, self._example)
             self._result.removed.append(removed)
-            self._train(f"step-{step}", self._step_training(prune, step), [])
+            self._train(f"step-{step}", settings, [], (fade, settings.epochs))
 
     def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int) -> Removed:
         """Blocks, with kind = "mixed" also channels."""
@@ -175,7 +181,11 @@ class Compressor:
         model = self._result.model
         names = maskable(model, prune)
         assert prune.ratio is not None
-        for step in range(1, prune.steps + 1):
+        if prune.fade_epochs:
+            gradual = GradualMasks(names, prune, prune.fade_epochs * self._data.training.steps)
+            self._train("training", self._section.training, [gradual])
+            gradual.apply(model)
+        for step in range(1, prune.steps + 1) if not prune.fade_epochs else ():
             evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
             scores = weight_scores(model, names, prune.ranked_by, evidence)
             hook = Masks(choose_masks(scores, prune.ratio * step / prune.steps, prune))
@@ -201,7 +211,9 @@ class Compressor:
             return whole
         return whole.model_copy(update={"epochs": prune.step_epochs, "warmup_epochs": 0.0})
 
-    def _train(self, name: str, settings: Training, hooks: Sequence[Hook]) -> None:
+    def _train(
+        self, name: str, settings: Training, hooks: Sequence[Hook], epochs: tuple[int, int] | None = None
+    ) -> None:
         model: nn.Module = self._result.model
         distill = self._section.distill
         if distill is not None and self._teacher is not None:
@@ -209,6 +221,7 @@ class Compressor:
         identity = {"data": self._data.digest}
         hooks = [_OnStudent(hook) for hook in hooks]
         run = Run(model, self._loss, self._data.training, settings, self._folder / name, hooks=hooks, identity=identity)
+        run.epochs = epochs
         run.validation, run.progress = (
             self._data.held_out,
             lambda done, all_, what: self._tell(done, all_, f"{name} {what}"),

@@ -75,8 +75,9 @@ class Hook:
 class Run:
     """One training run. `model` is trained in place; `folder` keeps checkpoint and metrics.jsonl.
 
-    `progress(done, total, what)` hears of every step. `identity` is what, besides settings and shapes, makes a
-    checkpoint this run's, such as the data's digest.
+    `epochs`: the first of the settings' epochs that this run trains, and the one before which it ends; the learning
+    rate is that of the whole. `progress(done, total, what)` hears of every step. `identity` is what, besides settings
+    and shapes, makes a checkpoint this run's, such as the data's digest.
     """
 
     model: nn.Module
@@ -84,6 +85,7 @@ class Run:
     data: Batches
     settings: Training
     folder: Path
+    epochs: tuple[int, int] | None = None
     validation: Batches | None = None
     hooks: Sequence[Hook] = ()
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None
@@ -143,19 +145,21 @@ class _Training:
         self._share = share_of(self._accelerator)
         self._check_share()
         self._kept = {**run.settings.model_dump(mode="json"), "steps": run.data.steps, **run.identity}
+        if run.epochs:
+            self._kept["part"] = list(run.epochs)
         self._format = _fastest_format(run.model)
         run.model.to(self._accelerator.device, memory_format=self._format)  # type: ignore[call-overload]  # torch's stub lacks this form
         model = synchronize_batch_norm(run.model, self._accelerator)
         self._optimizer = make_optimizer(run.model, run.settings)
         self._average = Average(run.model, run.settings.ema) if run.settings.ema else None
-        self._position = Position()
+        self._position = Position(epoch=run.epochs[0] if run.epochs else 0)
         state = read_checkpoint(run.folder, run.model, self._kept)
         self._model, self._prepared = self._accelerator.prepare(model, self._optimizer)
         self._random = self._restore(state) if state else None
 
     def run(self) -> list[EpochMetrics]:
         """Trains from where the checkpoint left off."""
-        position, epochs = self._position, self._settings.epochs
+        position, epochs = self._position, self._run.epochs[1] if self._run.epochs else self._settings.epochs
         while position.epoch < epochs:
             self._epoch()
             position.epoch, position.step, position.sums = position.epoch + 1, 0, {}

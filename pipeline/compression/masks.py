@@ -2,11 +2,18 @@
 
 The weights lose their masked values, and after every step of the optimizer they lose them again: momentum cannot bring
 them back. Files of such a network are as large as before until they are compressed, and it runs no faster.
+
+All of the share s goes at once, or over T steps of training, of which after step t
+
+    s * (1 - (1 - t / T) ** 3)          (Zhu & Gupta 2017, "To prune, or not to prune")
+
+is gone: much while the network has plenty, little when it has not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,6 +22,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.channels import LAYERS
+from edgeship.pipeline.compression.importance import Evidence, weight_scores
 from edgeship.pipeline.compression.loop import Hook
 from edgeship.pipeline.compression.structured import check_skip
 
@@ -94,6 +102,47 @@ class Masks(Hook):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The masks of the run that goes on."""
         self.masks = dict(state)
+
+
+GRADES = 64
+"""How often the masks of a gradual pruning are chosen anew."""
+
+
+class GradualMasks(Masks):
+    """Masks that grow over `steps` steps of training until the share `settings.ratio` of the weights is gone.
+
+    The weights are ranked by their size, each time anew; one that is zero stays zero.
+    """
+
+    def __init__(self, names: Sequence[str], settings: Prune, steps: int) -> None:
+        super().__init__({})
+        self._names, self._settings, self._steps, self._done = names, settings, steps, 0
+
+    def step_done(self, model: nn.Module) -> None:
+        """More weights go, where it is time."""
+        self._done += 1
+        every = math.ceil(self._steps / GRADES)
+        if self._done == self._steps or (self._done < self._steps and self._done % every == 0):
+            self._grow(model)
+        super().step_done(model)
+
+    def _grow(self, model: nn.Module) -> None:
+        assert self._settings.ratio is not None
+        share = self._settings.ratio * (1 - (1 - self._done / self._steps) ** 3)
+        scores = weight_scores(model, self._names, "magnitude", Evidence())
+        self.masks = choose_masks(scores, share, self._settings)
+
+    def state(self) -> dict[str, Tensor]:
+        """The masks, and the steps that are done."""
+        return {**super().state(), _DONE: torch.tensor(self._done)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from there."""
+        super().restore({name: mask for name, mask in state.items() if name != _DONE})
+        self._done = int(state[_DONE])
+
+
+_DONE = "steps done"
 
 
 def sparsity(model: nn.Module, names: list[str]) -> float:

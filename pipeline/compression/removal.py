@@ -27,9 +27,10 @@ from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.blocks import find_blocks, remove_blocks, without_blocks
-from edgeship.pipeline.compression.channels import LAYERS, Cut, Group, Tie, silence
+from edgeship.pipeline.compression.channels import LAYERS, Cut, Group, Tie, makers_of, silence
 from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.cost import layer_macs
+from edgeship.pipeline.compression.fading import Leaving
 from edgeship.pipeline.compression.importance import channel_scores, gather
 from edgeship.pipeline.compression.loop import Loss, make_accelerator
 from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable
@@ -52,6 +53,12 @@ class Removed:
         """Changes the model in place. Raises InputError for a block, StageError for channels it cannot go without."""
         remove_blocks(model, self.blocks)
         cut(model, example, self.cuts)
+
+    def leaving(self, model: nn.Module, example: Tensor) -> Leaving:
+        """What of the model's computation goes."""
+        with without_blocks(model, self.blocks):
+            channels = makers_of(model, example, self.cuts)
+        return Leaving(self.blocks, channels)
 
 
 @dataclass(frozen=True)
