@@ -200,12 +200,15 @@ def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
         torch.testing.assert_close(restore(recipe, made)(inputs), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gradually", ["compress.prune.steps=2", "compress.prune.fade_epochs=1"])
 @pytest.mark.parametrize("kind", ["structured", "blocks", "mixed"])
-def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(kind: str, folder: Path) -> None:
+def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(
+    kind: str, gradually: str, folder: Path
+) -> None:
     (folder / "deep.py").write_text(DEEP)
     goal = ["compress.prune.ratio=0.5"] if kind == "blocks" else ["compress.prune.macs=0.6"]
     source = f"model.source={'model' if kind == 'structured' else 'deep'}.py:build"
-    recipe = recipe_of(folder, source, f"compress.prune.kind={kind}", *goal, "compress.prune.steps=2")
+    recipe = recipe_of(folder, source, f"compress.prune.kind={kind}", *goal, gradually)
     assert recipe.compress is not None
     whole = compress(recipe, recipe.compress, folder / "whole", tell)
     said: list[int] = []
@@ -219,7 +222,8 @@ def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(kind: st
         return count
 
     decoded = 96 + 32  # told one by one, by the first run alone
-    for place in (decoded + 3, 8, 9):  # inside the first step of pruning; at the second's beginning; in its last epoch
+    # inside the first step of pruning or the fade; at the second's beginning or after the fade; in the last epoch
+    for place in (decoded + 3, 8, 9 if "steps" in gradually else 3):
         said.clear()
         with pytest.raises(ConnectionAbortedError):
             compress(recipe, recipe.compress, folder / "cut", killed_at(place))
@@ -266,8 +270,9 @@ def test_what_a_shuffled_loader_shows_first_is_the_same_each_time(folder: Path) 
     assert states[0] == states[1]
 
 
-def test_unstructured_zeros_reach_the_exported_model(folder: Path) -> None:
-    wanted = ("compress.prune.kind=unstructured", "compress.prune.ratio=0.8", "compress.prune.steps=2")
+@pytest.mark.parametrize("gradually", ["steps=2", "fade_epochs=1"])
+def test_unstructured_zeros_reach_the_exported_model(gradually: str, folder: Path) -> None:
+    wanted = ("compress.prune.kind=unstructured", "compress.prune.ratio=0.8", f"compress.prune.{gradually}")
     done = run("deploy", folder / "recipe.toml", "--out", folder / "run", "--to", "simplify", *sets(*wanted), "--json")
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)["compress"]
