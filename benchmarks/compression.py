@@ -52,6 +52,11 @@ TEACHER = [
     "compress.distill.teacher.source=${EDGESHIP_DATA}/models/cifar_resnet.py:resnet56",
     "compress.distill.teacher.weights=${EDGESHIP_DATA}/models/resnet56_cifar10.pt",
 ]
+HINTS = [
+    "compress.distill.features=hint",
+    "compress.distill.feature_weight=1",
+    'compress.distill.layers=[["layer1","layer1"],["layer2","layer2"],["layer3","layer3"]]',
+]
 HALF = ["compress.prune.macs=0.476", *TEACHER]  # 2.1x fewer
 MIXED = ["compress.prune.kind=mixed", "compress.prune.round_to=16", "compress.prune.batches=4", *HALF]
 SOFT = [

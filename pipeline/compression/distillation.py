@@ -182,5 +182,8 @@ def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor
 
 def _adapter(source: int, goal: int, generator: torch.Generator) -> nn.Conv2d:
     convolution = nn.Conv2d(source, goal, 1, bias=False)
+    if source == goal:  # a student that was cut out of its teacher has the teacher's maps already, or nearly
+        nn.init.dirac_(convolution.weight)
+        return convolution
     nn.init.kaiming_uniform_(convolution.weight, a=math.sqrt(5), generator=generator)  # Conv2d's own, but seeded
     return convolution
