@@ -88,12 +88,24 @@ def test_a_student_without_labels_comes_to_agree_with_its_teacher(
 
 def test_the_convolutions_between_features_depend_on_the_seed_alone(make_net: Make) -> None:
     settings = Distill(teacher=SOURCE, features="hint", layers=(("0", "0"), ("4", "4")))
-    first, same, other = (tap(make_net(), TorchTeacher(make_net()), settings, EXAMPLE, seed) for seed in (1, 1, 2))
+    wide = TorchTeacher(make_net(width=16))
+    first, same, other = (tap(make_net(), wide, settings, EXAMPLE, seed) for seed in (1, 1, 2))
     assert isinstance(first, Tapped)
     assert isinstance(same, Tapped)
     assert isinstance(other, Tapped)
     assert torch.equal(first.adapters[0].weight, same.adapters[0].weight)
     assert not torch.equal(first.adapters[0].weight, other.adapters[0].weight)
+
+
+def test_hints_of_a_student_that_is_its_teacher_begin_at_nothing(make_net: Make, striped: Make) -> None:
+    settings = Distill(teacher=SOURCE, features="hint", layers=(("0", "0"), ("4", "4")), weight=1.0, temperature=1.0)
+    teacher, student = make_net().eval(), make_net().eval()
+    tapped = tap(student, TorchTeacher(teacher), settings, EXAMPLE)
+    loss = Distillation(settings, TorchTeacher(teacher))
+    with torch.no_grad():
+        assert float(loss(tapped.eval(), batch_of(striped()))[0]) == pytest.approx(0, abs=1e-9)
+        student[4].weight[0] += 0.5
+        assert float(loss(tapped.eval(), batch_of(striped()))[0]) > 1
 
 
 @pytest.mark.parametrize("features", ["attention", "hint"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import StageError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.channels import find_channels, remove_channels
+from edgeship.pipeline.compression.blocks import remove_blocks
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.removal import Candidate, Extent, Removal
@@ -86,6 +87,50 @@ def test_the_block_and_the_channels_that_do_nothing_go_first(model: Small, strip
         removed.take_from(model, EXAMPLE)
         torch.testing.assert_close(model(inputs), expected, rtol=1e-3, atol=1e-3)
     assert count_cost(model, EXAMPLE).macs == whole - block - channels
+
+
+class Shifted(nn.Module):
+    """The first block does something; the second adds a constant, which the normalization behind it takes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 16, 3, padding=1), nn.Sequential(Block(), Block())
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(16, 4)
+        nn.init.zeros_(self.blocks[1].second.weight)
+        nn.init.constant_(self.blocks[1].second.bias, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.blocks(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+def test_what_new_statistics_mend_does_not_count(striped: Callable[..., Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Shifted().train()
+    data = striped()
+    for layer in (model.norm, model.blocks[0].norm, model.blocks[1].norm):
+        layer.momentum = None  # a mean over all
+    with torch.no_grad():
+        for batch in data.epoch(0):
+            model(batch.inputs)
+    whole = copy.deepcopy(model.eval())
+
+    def change(trial: nn.Module, batch: Any) -> tuple[Tensor, None]:
+        return (trial(batch.inputs) - whole(batch.inputs)).square().mean(), None
+
+    batch = next(iter(data.epoch(0)))
+    with torch.no_grad():
+        kept = [float(change(without, batch)[0]) for without in (removed_from(model, 0), removed_from(model, 1))]
+    assert kept[1] > kept[0]  # by the statistics of the whole network, the constant is missed more
+    removal = Removal(model, EXAMPLE, Prune(kind="blocks", ratio=0.5, batches=2))
+    assert removal.count(1, change, data).blocks == ("blocks.1",)
+    assert all(torch.equal(whole.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def removed_from(model: nn.Module, block: int) -> nn.Module:
+    other = copy.deepcopy(model)
+    remove_blocks(other, [f"blocks.{block}"])
+    return other
 
 
 def test_no_more_goes_than_the_goal_asks(model: Small, striped: Callable[..., Any]) -> None:
