@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from edgeship.calibration.errors import StageError
 from edgeship.pipeline.compress_sections import Prune
-from edgeship.pipeline.compression.channels import find_channels, remove_channels
 from edgeship.pipeline.compression.blocks import remove_blocks
+from edgeship.pipeline.compression.channels import find_channels, remove_channels
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.removal import Candidate, Extent, Removal
