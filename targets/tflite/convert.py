@@ -23,7 +23,7 @@ from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
 from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
-from edgeship.targets.tflite.fusion import fuse_activations, fuse_biases, split_in_front
+from edgeship.targets.tflite.fusion import fuse_activations, fuse_biases, gather_rows, join_slices, split_in_front
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     MALFORMED,
@@ -125,7 +125,10 @@ def _fuse(graph: Graph) -> None:
     dtypes.settle_types(graph, _limits_of)
     fuse_biases(graph)
     fuse_activations(graph, op_of)
+    gather_rows(graph)
+    join_slices(graph)
     split_in_front(graph)
+    graph.prune()
 
 
 @dataclass(frozen=True)

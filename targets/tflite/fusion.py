@@ -11,6 +11,8 @@ import numpy as np
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, constant
 from edgeship.targets.tflite.op import Op
 
+MOST_PARTS = 4
+"""Outputs of the SPLIT that XNNPACK has a kernel for; it copies slices as fast."""
 _RANGES = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
@@ -102,6 +104,87 @@ def absorb_quantizers(graph: Graph, read_as: Mapping[Tensor, str]) -> None:
         producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
         producers[node.y] = producer
         graph.nodes.remove(node)
+
+
+def gather_rows(graph: Graph) -> None:
+    """Writes a GatherElements whose positions are the same along whole rows as a Gather of these rows, for each batch.
+
+    That is how decoders take the boxes and features of their best queries: one position is expanded over a row.
+    """
+    producers = graph.producers()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        axis = node.axis(0) if node.op_type == "GatherElements" else 0
+        positions = _row_positions(node, axis, producers) if node.op_type == "GatherElements" else None
+        if positions is None:
+            nodes.append(node)
+            continue
+        if not positions.is_constant and positions.rank > axis + 1:
+            extent = (positions.shape[: axis + 1], positions.signature[: axis + 1])
+            flat = _like(positions, f"{positions.name}/rows", *extent)
+            flat.is_position = positions.is_position
+            nodes.append(_reshape(positions, flat, node))
+            positions = flat
+        attributes = {"axis": axis, "batch_dims": axis}
+        nodes.append(Node("Gather", node.name, [node.x, positions], node.outputs, attributes, opset=node.opset))
+    graph.nodes = nodes
+
+
+def _row_positions(node: Node, axis: int, producers: Mapping[Tensor, Node]) -> Tensor | None:
+    """The one position of each row that a GatherElements takes; None where it takes parts of rows."""
+    x, positions, rank = node.x, node.tensor(1), node.x.rank
+    if axis == rank - 1 or any(a != b for place, (a, b) in enumerate(_both(x, positions)) if place != axis):
+        return None
+    if positions.data is not None:
+        first = positions.data[(*[slice(None)] * (axis + 1), *[slice(1)] * (rank - axis - 1))]
+        rows = first.reshape(positions.shape[: axis + 1])
+        return constant(positions.name, rows) if (positions.data == first).all() else None
+    made = producers.get(positions)
+    if made is None or made.op_type not in ("Expand", "Tile") or made.x.rank != rank:
+        return None
+    pairs = enumerate(_both(made.x, positions))
+    return made.x if all(a == b if place <= axis else a[0] == 1 for place, (a, b) in pairs) else None
+
+
+def _both(a: Tensor, b: Tensor) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The sizes of two tensors' axes side by side, each with what its signature says."""
+    first, second = (list(zip(tensor.shape, tensor.signature, strict=True)) for tensor in (a, b))
+    return list(zip(first, second, strict=True))
+
+
+def join_slices(graph: Graph) -> None:
+    """Writes Slices that take a tensor apart into equal pieces as one Split, as newer exporters do not."""
+    for tensor, readers in graph.consumers().items():
+        pieces: dict[int, list[tuple[int, int, Node]]] = {}
+        for node in readers:
+            if node.op_type == "Slice" and node.x is tensor and (cut := _single_cut(node)):
+                pieces.setdefault(cut[0], []).append((*cut[1:], node))
+        for axis, cuts in pieces.items():
+            cuts.sort(key=lambda cut: cut[:2])
+            starts, ends = [start for start, _, _ in cuts], [end for _, end, _ in cuts]
+            whole = [0, *ends[:-1]] == starts and ends[-1] == tensor.shape[axis]
+            if whole and 2 <= len(cuts) <= MOST_PARTS and len({end - start for start, end, _ in cuts}) == 1:
+                nodes = [node for _, _, node in cuts]
+                outputs = [node.y for node in nodes]
+                split = Node("Split", nodes[0].name, [tensor], outputs, {"axis": axis}, opset=nodes[0].opset)
+                _replace(graph, nodes, [split])
+                break
+
+
+def _single_cut(node: Node) -> tuple[int, int, int] | None:
+    """Axis, start and end of a Slice that cuts one static axis in steps of 1; else None."""
+    try:
+        starts, ends = node.ints("starts", 1) or [], node.ints("ends", 2) or []
+        axes, steps = node.ints("axes", 3) or list(range(len(starts))), node.ints("steps", 4) or [1]
+    except Unsupported:
+        return None
+    if len(starts) != 1 or len(axes) != 1 or steps != [1]:
+        return None
+    axis = axes[0] + node.x.rank if axes[0] < 0 else axes[0]
+    if node.x.signature[axis] == -1:
+        return None
+    chosen = range(node.x.shape[axis])[starts[0] : ends[0]]
+    return (axis, chosen.start, chosen.stop) if len(chosen) else None
 
 
 def split_in_front(graph: Graph) -> None:

@@ -42,6 +42,8 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_FOLDED = 1 << 24
 """Elements; a larger constant is not computed at conversion time (it would grow the file beyond its weights)."""
 LARGEST_SIZE = 2**31
+FINDERS = frozenset({"ArgMax", "ArgMin", "NonZero", "TopK"})
+"""Operators whose integers are positions that count from the front."""
 CARRIERS = frozenset({"Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 """Operators that carry elements from one place to another and add none."""
 SIZED_AT_RUN_TIME = frozenset({"ConstantOfShape", "Expand", "Tile"})
@@ -191,11 +193,15 @@ class _Lowering:
         number = self.kept[node] if node in self.kept else _number(lowered)
         if node.op_type == "Reshape" and np.prod(types[0][0]) != lowered.x.size:
             raise Unsupported("the number of elements changes", f"{list(lowered.x.shape)} to {list(types[0][0])}")
+        if not any(np.prod(shape) for shape, _ in types):  # nothing is computed
+            for value, (shape, dtype) in zip(node.outputs, types, strict=True):
+                self.tensors[value] = constant(value.name or "", np.zeros(shape, dtype))
+            return
         for value, (shape, dtype) in zip(node.outputs, types, strict=True):
             if (size := int(np.prod(shape, dtype=np.float64))) >= LARGEST_SIZE:
                 raise Unsupported("makes a tensor that TFLite cannot count", f"{size} elements", "fewer than 2^31")
             self.tensors[value] = Tensor(value.name or f"{node.name}_output", shape, dtype)
-            self.tensors[value].number = number
+            self.tensors[value].number, self.tensors[value].is_position = number, _counts_from_front(lowered)
             lowered.outputs.append(self.tensors[value])
         if expand := self.expander.instead(lowered):
             self._expand(node, lowered, expand)
@@ -376,6 +382,11 @@ def _content(tensor: Tensor) -> Array | None:
 def _number(node: Node) -> float | None:
     """What every element of the node's result is, where its input tells."""
     return node.x.number if node.op_type in CARRIERS and node.has(0) else None
+
+
+def _counts_from_front(node: Node) -> bool:
+    """Whether the integers that the node makes are positions counted from the front."""
+    return node.op_type in FINDERS or (node.op_type in {*CARRIERS, "Cast"} and node.has(0) and node.x.is_position)
 
 
 def raise_unreadable(where: str, seen: str, accepted: str) -> NoReturn:

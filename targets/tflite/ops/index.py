@@ -17,6 +17,7 @@ from edgeship.targets.tflite.graph import Node, Tensor, Unsupported
 from edgeship.targets.tflite.layout_plan import LayoutRule
 from edgeship.targets.tflite.layout_rules import ALONG_AXES, NATURAL, ByNode, Drops
 from edgeship.targets.tflite.op import MOVES, Op
+from edgeship.targets.tflite.ops.steps import Steps
 
 CARRIED = ("float32", "uint8", "int8", "int16", "int32", "int64", "bool")
 """Types that GATHER and its kin move."""
@@ -34,6 +35,8 @@ def from_front(emit: Emit, index: int, sizes: Sequence[int]) -> Operand | Array:
     if tensor.data is not None:
         return np.where(tensor.data < 0, tensor.data + size, tensor.data).astype(np.int32)
     places = emit.input(index)
+    if tensor.is_position:
+        return places
     wrapped = emit.constant("sizes", size.astype(places.dtype))
     if places.rank <= WIDEST_MODULO or places.is_dynamic:
         return emit.compute("FLOOR_MOD", [places, wrapped], places.shape, signature=places.signature)
@@ -78,27 +81,37 @@ def along_axis(emit: Emit, index: int, shape: Sequence[int], axis: int) -> Opera
 
 
 def convert_gather(emit: Emit) -> None:
-    """Writes a Gather."""
+    """Writes a Gather; with `batch_dims`, which ONNX has not, of each batch's own positions."""
     node, x = emit.node, emit.input()
-    axis = node.axis(0)
+    axis, batches = node.axis(0), int(node.attribute("batch_dims", 0))
     if node.x.signature[axis] == -1:
         raise Unsupported("picks along a dynamic dimension", f"axis {axis}", "a static batch")
     places = positions(emit, 1, np.asarray(node.x.shape[axis]))  # type: ignore[arg-type]  # a scalar broadcasts too
-    emit.operator("GATHER", [x, places], emit.output(), axis=emit.layout.axis(axis))
+    emit.operator("GATHER", [x, places], emit.output(), axis=emit.layout.axis(axis), batch_dims=batches)
 
 
 def _gather_layout(node: Node) -> LayoutRule:
     rank = node.tensor(1).rank
+    if node.attribute("batch_dims", 0):
+        return NATURAL
     return GATHERS_ONE if rank == 0 else ALONG_AXES if rank == 1 else NATURAL
 
 
 def convert_gather_elements(emit: Emit) -> None:
-    """Writes a GatherElements: GATHER by batches along a last axis, else one by linear positions."""
+    """Writes a GatherElements: GATHER by batches along a last axis, to which a tensor of dynamic shape is turned; else
+    one by linear positions.
+    """
     node, x, y = emit.node, emit.input(), emit.output()
     axis, rank = node.axis(0), node.x.rank
-    if axis == rank - 1 and node.x.shape[:axis] == node.tensor(1).shape[:axis]:
+    others = [[size for place, size in enumerate(t.shape) if place != axis] for t in (node.x, node.tensor(1))]
+    if others[0] == others[1] and (axis == rank - 1 or x.is_dynamic):
         places = positions(emit, 1, (x.shape[axis],))
-        emit.operator("GATHER", [x, places], y, axis=axis, batch_dims=axis)
+        if axis == rank - 1:
+            emit.operator("GATHER", [x, places], y, axis=axis, batch_dims=axis)
+            return
+        steps, order = Steps(emit), [*(place for place in range(rank) if place != axis), axis]
+        turned = steps.gather(steps.transpose(x, order), steps.transpose(places, order), rank - 1, batch_dims=rank - 1)
+        steps.transpose(turned, [order.index(place) for place in range(rank)], into=y)
         return
     static(emit, x, y)
     flat = emit.writer.reshape(x, (node.x.size,), (node.x.size,))
@@ -205,7 +218,7 @@ OPS = (
     Op("Gather", convert_gather, ByNode(_gather_layout), MOVES, _MOVED),
     Op("GatherElements", convert_gather_elements, NATURAL, MOVES, _MOVED),
     Op("GatherND", convert_gather_nd, NATURAL, MOVES, _MOVED),
-    Op("OneHot", convert_one_hot, NATURAL),
+    Op("OneHot", convert_one_hot, NATURAL, None, (of_types(*NUMBERS, "uint8", "int8", "bool", variable="T3"),)),
     Op("ReverseSequence", convert_reverse_sequence, ALONG_AXES, None, (of_types(*NUMBERS, "uint8", "int16"),)),
     Op("NonZero", convert_nonzero, NATURAL, None, (of_types(*NUMBERS, "bool"),)),
     Op("Compress", convert_compress, NATURAL, None, _MOVED),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
+from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 from edgeship.targets.tflite.layout import unmarked
@@ -21,6 +23,8 @@ from edgeship.targets.tflite.op import MOVES, Op
 
 WIDEST_SLICE = 5
 """Axes that SLICE takes."""
+WIDEST_PAD = 5
+"""Axes that PAD and PADV2 take."""
 
 
 def convert_reshape(emit: Emit) -> None:
@@ -170,18 +174,64 @@ def _cropped(emit: Emit, x: Operand, widths: list[tuple[int, int]]) -> tuple[Ope
 
 
 def _constant_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], y: Operand) -> None:
-    node, paddings = emit.node, emit.ints("paddings", widths)
-    if node.has(2) and not node.tensor(2).is_constant:
-        fill = emit.writer.reshape(emit.input(2), (), ())
-        emit.operator("PADV2", [x, paddings, fill], y)
+    fill = _fill(emit, x)
+    if x.rank <= WIDEST_PAD:
+        _padded(emit, x, widths, fill, y)
         return
+    groups = _merged(widths)
+    while len(groups) > WIDEST_PAD:  # the axes at the end first; those before them wait as one
+        waiting = len(groups) - WIDEST_PAD + 1
+        axes = [place for group in groups[waiting:] for place in group]
+        now = [pads if place in axes else (0, 0) for place, pads in enumerate(widths)]
+        x = _padded_merged(emit, x, now, fill)
+        widths = [(0, 0) if place in axes else pads for place, pads in enumerate(widths)]
+        groups = _merged(widths)
+    emit.writer.reshape(_padded_merged(emit, x, widths, fill), y.shape, y.signature, y)
+
+
+def _fill(emit: Emit, x: Operand) -> Operand | None:
+    """What a Pad fills in; None for zero."""
+    node = emit.node
+    if node.has(2) and not node.tensor(2).is_constant:
+        return emit.writer.reshape(emit.input(2), (), ())
     given = node.parameter("value", 2)
     value = given.reshape(-1)[0] if given is not None and given.size else 0
     if value == 0:
-        emit.operator("PAD", [x, paddings], y)
-        return
-    fill = emit.real("value", value, x) if x.quant else emit.constant("value", np.array(value, x.dtype))
-    emit.operator("PADV2", [x, paddings, fill], y)
+        return None
+    return emit.real("value", value, x) if x.quant else emit.constant("value", np.array(value, x.dtype))
+
+
+def _padded(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], fill: Operand | None, y: Operand) -> None:
+    operands = [x, emit.ints("paddings", widths), *([] if fill is None else [fill])]
+    emit.operator("PAD" if fill is None else "PADV2", operands, y)
+
+
+def _merged(widths: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The axes in groups, neighbours that are not padded together."""
+    groups: list[list[int]] = []
+    for place, pads in enumerate(widths):
+        if groups and pads == (0, 0) == widths[place - 1]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _padded_merged(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], fill: Operand | None) -> Operand:
+    """`x` padded, its axes that are not padded merged meanwhile."""
+    groups = _merged(widths)
+    whole = [prod(x.extents[place] for place in group) for group in groups]
+    pads = [widths[group[0]] for group in groups]
+    shape, signature = unmarked(tuple(whole))
+    narrow = emit.writer.reshape(x, shape, signature)
+    sizes = tuple(size + sum(pad) for size, pad in zip(shape, pads, strict=True))
+    known = tuple(-1 if d == -1 else size for size, d in zip(sizes, signature, strict=True))
+    target = emit.temporary(sizes, x, "padded", signature=known)
+    _padded(emit, narrow, pads, fill, target)
+    after = tuple(size + sum(pad) for size, pad in zip(x.shape, widths, strict=True))
+    return emit.writer.reshape(
+        target, after, tuple(-1 if d == -1 else size for size, d in zip(after, x.signature, strict=True))
+    )
 
 
 def _gathered_pad(emit: Emit, x: Operand, widths: Sequence[tuple[int, int]], mode: str, y: Operand) -> None:
@@ -256,6 +306,7 @@ def _split_axis(node: Node) -> list[int]:
     return [node.axis(0)]
 
 
+SPLIT_TYPES = of_types("float32", "int8", "uint8", "int16", "int32", "int64")
 OPS = (
     *(Op(name, convert_reshape, RESHAPES, MOVES) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
     Op("Transpose", convert_reshape, Renames(permutation), MOVES),
@@ -269,7 +320,7 @@ OPS = (
         replace(MOVES, real_inputs=frozenset({2}), limits=(stored_fill,)),
         (short_reflection,),
     ),
-    Op("Split", convert_split, AlongAxes(1, _split_axis), MOVES),
+    Op("Split", convert_split, AlongAxes(1, _split_axis), MOVES, (SPLIT_TYPES,)),
     Op("Expand", convert_expand, POINTWISE, MOVES),
     Op("Tile", convert_tile, ALONG_AXES, MOVES),
 )

@@ -15,6 +15,7 @@ from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node, Unsupported
 from edgeship.targets.tflite.layout_rules import ALONG_AXES, Drops, LastAxis
 from edgeship.targets.tflite.op import Int8, Op
+from edgeship.targets.tflite.ops.broadcast import apply
 from edgeship.targets.tflite.ops.reduce import keeps
 
 
@@ -39,10 +40,13 @@ def extremum(name: str) -> Callable[[Emit], None]:
         place, last = emit.layout.axis(axis), bool(node.attribute("select_last_index", 0))
         if last:
             x = reversed_along(emit, x, place)
+        kernel = name
+        if x.dtype == np.int64:  # no kernel takes it: the first that equals the extremum
+            x, kernel = _equals_extremum(emit, x, place, "REDUCE_MAX" if name == "ARG_MAX" else "REDUCE_MIN"), "ARG_MAX"
         shape, signature = (tuple(s for i, s in enumerate(sizes) if i != place) for sizes in (x.shape, x.signature))
         direct = not last and y.rank == len(shape)
         at = emit.compute(
-            name,
+            kernel,
             [x, emit.ints("axis", place)],
             shape,
             signature=signature,
@@ -57,6 +61,13 @@ def extremum(name: str) -> Callable[[Emit], None]:
             emit.writer.reshape(at, y.shape, y.signature, y)
 
     return convert
+
+
+def _equals_extremum(emit: Emit, x: Operand, place: int, reduction: str) -> Operand:
+    shape, signature = ([1 if i == place else s for i, s in enumerate(of)] for of in (x.shape, x.signature))
+    axis = emit.ints("axis", [place])
+    top = emit.compute(reduction, [x, axis], shape, signature=signature, keep_dims=True)
+    return apply(emit, "EQUAL", x, top, dtype=np.bool_)
 
 
 def convert_topk(emit: Emit) -> None:
@@ -139,7 +150,7 @@ def _shifted(emit: Emit, x: Operand, place: int, step: int, backwards: bool) -> 
     return emit.compute("PADV2", [kept, emit.ints("paddings", widths), one], x.shape, signature=x.signature)
 
 
-_ARGUMENTS = (of_types("float32", "uint8", "int8", "int32", "bool"),)
+_ARGUMENTS = (of_types("float32", "uint8", "int8", "int32", "int64", "bool"),)
 _SORTED = (of_types("float32", "uint8", "int8", "int16", "int32", "int64", SHIFTED), known_count)
 _ALONG = Drops(lambda node: [] if keeps(node) else [node.axis(0)])
 
