@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 _SAME_VALUES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze"})
+_SAME_LENGTH = frozenset({"Add", "Clip", "Expand", "Identity", "Max"})
+"""What a length goes through before something is divided by it: it must not be zero, and has the vector's shape."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,20 @@ def decides_on_classes(recipe: Recipe, model: ir.Model) -> bool:
 
 def _has_unit_length(value: ir.Value) -> bool:
     """Whether the output is a vector divided by its length."""
+    node = _producer(value, _SAME_VALUES)
+    if node is None or node.op_type != "Div":
+        return node is not None and node.op_type == "LpNormalization"
+    vector, length = node.inputs
+    norm = None if length is None else _producer(length, _SAME_LENGTH)
+    return norm is not None and norm.op_type == "ReduceL2" and norm.inputs[0] is vector
+
+
+def _producer(value: ir.Value, passing: frozenset[str]) -> ir.Node | None:
+    """The node that computes the value, behind nodes of the `passing` operators."""
     node = value.producer()
-    while node is not None and node.op_type in _SAME_VALUES and node.inputs[0] is not None:
+    while node is not None and node.op_type in passing and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node is not None and node.op_type == "LpNormalization"
+    return node
 
 
 def jury_digest(recipe: Recipe) -> str:
