@@ -81,16 +81,19 @@ def measure(method: str, algorithm: str, model: Path, data: Path, count: int) ->
     import edgeship.calibration.quantize
     import edgeship.targets.onnxruntime  # noqa: F401 - loading it is not what is measured
 
+    name, side = input_of(model)
     start = time.perf_counter()
     if method == PEER:
-        with_onnxruntime(PEERS[algorithm], model, data, count)
+        with_onnxruntime(PEERS[algorithm], model, feeds(data, count, name, side))
     else:
-        with_edgeship(algorithm, model, data, count, refined=method == REFINED)
+        with_edgeship(algorithm, model, data, count, name, side, refined=method == REFINED)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def with_edgeship(algorithm: str, model: Path, data: Path, count: int, *, refined: bool) -> None:
+def with_edgeship(  # noqa: PLR0913, PLR0917 - what, on what, how
+    algorithm: str, model: Path, data: Path, count: int, name: str, side: int, *, refined: bool
+) -> None:
     from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.calibration.quantize import REFINEMENTS, calibrate
     from edgeship.calibration.samples.data import Preprocessing, open_samples
@@ -98,7 +101,6 @@ def with_edgeship(algorithm: str, model: Path, data: Path, count: int, *, refine
     from edgeship.targets.onnxruntime import TARGET, open_float
 
     graph = load_onnx(model)
-    name, side = input_of(model)
     preprocessing = Preprocessing(shape=(1, 3, side, side), mean=(127.5,), std=(127.5,), crop=side)
     samples = open_samples(data, input_name=name, preprocessing=preprocessing).take(count, 0)
     refinements = REFINEMENTS if refined else ()
@@ -109,11 +111,8 @@ def with_edgeship(algorithm: str, model: Path, data: Path, count: int, *, refine
         observer.range()
 
 
-def with_onnxruntime(algorithm: str, model: Path, data: Path, count: int) -> None:
+def with_onnxruntime(algorithm: str, model: Path, images: Iterator[dict[str, np.ndarray]]) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
-
-    name, side = input_of(model)
-    images = feeds(data, count, name, side)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def get_next(self) -> Any:

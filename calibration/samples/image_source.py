@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _DECODERS = 2
 _AHEAD = 4
+_KEPT_BLOCKS = 4
+"""Blocks of memory, each as large as a decoded image and at most 16 MB, that Pillow keeps for the next image. Getting
+new ones from the system for every image took as long as decoding it."""
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -35,6 +38,7 @@ class ImageSource:
     def __init__(
         self, tree: FileTree, files: Sequence[ImageFile], preprocessing: Preprocessing, input_name: str
     ) -> None:
+        _keep_memory()
         self._tree = tree
         self._preprocessing = preprocessing
         self._input_name = input_name
@@ -116,6 +120,14 @@ def is_whole(image: Image.Image, content: bytes) -> bool:
     if image.format == "WEBP":
         return len(content) >= int.from_bytes(content[4:8], "little") + 8
     return False
+
+
+def _keep_memory() -> None:
+    """Nothing; Pillow reuses memory, unless somebody (PILLOW_BLOCKS_MAX) said how much of it already."""
+    from PIL import Image
+
+    if not Image.core.get_blocks_max():
+        Image.core.set_blocks_max(_KEPT_BLOCKS)
 
 
 def _ahead(work: Callable[[int], Array], items: Iterable[int]) -> Iterator[Array]:

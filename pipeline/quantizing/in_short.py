@@ -29,10 +29,12 @@ def in_short(model: ir.Model, samples: Samples, result: Quantized, scheme: Weigh
     quality = "equal outputs" if cost.noise <= 0 else f"outputs {cost.sqnr_db:.1f} dB above the noise"
     decisions = ""
     if cost.drop is not None:
-        lost = (
-            f"{cost.drop:.3g} points of top-1 lost" if cost.top1 is not None else f"{cost.drop:.3g} % other decisions"
+        changed = "lost" if cost.drop >= 0 else "gained"
+        decisions = (
+            f", {abs(cost.drop):.3g} points of top-1 {changed} (one sample is {100 / cost.samples:.3g})"
+            if cost.top1 is not None
+            else f", {cost.drop:.3g} % other decisions"
         )
-        decisions = f", {lost}"
     return [
         *_coverage(result.calibration.model, plan),
         f"against the float model, on {cost.samples} of the samples it was calibrated on: {quality}{decisions}",
