@@ -124,10 +124,10 @@ def is_whole(image: Image.Image, content: bytes) -> bool:
 
 def _keep_memory() -> None:
     """Nothing; Pillow reuses memory, unless somebody (PILLOW_BLOCKS_MAX) said how much of it already."""
-    from PIL import Image
+    from PIL.Image import core  # type: ignore[attr-defined]  # Pillow has no types for its block allocator
 
-    if not Image.core.get_blocks_max():
-        Image.core.set_blocks_max(_KEPT_BLOCKS)
+    if not core.get_blocks_max():
+        core.set_blocks_max(_KEPT_BLOCKS)
 
 
 def _ahead(work: Callable[[int], Array], items: Iterable[int]) -> Iterator[Array]:
