@@ -7,6 +7,7 @@ machines.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -91,6 +92,33 @@ def fix_batch(model: ir.Model, size: int) -> None:
             continue
         shape = [size if isinstance(d, ir.SymbolicDim) and d.value in names else d for d in value.shape]
         value.shape = ir.Shape([size, *shape[1:]] if value in batches else shape)
+
+
+def fix_shapes(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Gives the named inputs of `model` (changed in place) these sizes, and infers all other shapes anew.
+
+    Raises InputError for a size that the model has otherwise, or another number of them.
+    """
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    for name, given in sizes.items():
+        own = inputs[name].shape
+        if own is not None and (
+            len(own) != len(given)
+            or any(isinstance(has, int) and has != size for has, size in zip(own, given, strict=True))
+        ):
+            raise InputError(
+                f"input {name!r} has the shape {own}; seen: {list(given)}; accepted: sizes where it is open"
+            )
+        inputs[name].shape = ir.Shape(given)
+    forget_shapes(model)
+
+
+def forget_shapes(model: ir.Model) -> None:
+    """Lets every shape but the inputs' be inferred anew: those in the file were for symbolic or other sizes."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    run_passes(model, passes.ShapeInferencePass(strict_mode=False, data_prop=True))
 
 
 def _first_dimension(value: ir.Value) -> int | ir.SymbolicDim | None:

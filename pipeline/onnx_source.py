@@ -18,7 +18,7 @@ from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
 from edgeship.calibration.types import Array, Finding
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.isolation import run_isolated
-from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form, run_passes
+from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, forget_shapes, parse, plain_form, run_passes
 from edgeship.pipeline.quantized_source import check_is_float
 from edgeship.pipeline.source_types import take_floats, widen
 
@@ -51,7 +51,7 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
     name = _main_input(model, path, input_name)
     for value in model.graph.inputs:
         _fix_shape(value, shape if value.name == name else None, path)
-    _forget_shapes(model)
+    forget_shapes(model)
     return OnnxSource(model, half, pixels)
 
 
@@ -194,11 +194,3 @@ def _wanted(own: Sequence[int | None], shape: Sequence[int | str] | None) -> lis
     if shape is not None:
         return list(shape)
     return [1 if place == 0 and size is None else size for place, size in enumerate(own)]
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    """Lets every shape but the inputs' be inferred anew: those in the file were for symbolic or other sizes."""
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            value.shape = None
-    run_passes(model, passes.ShapeInferencePass(strict_mode=False, data_prop=True))

@@ -144,7 +144,7 @@ def _own_inputs(subject: Subject, feeds: Mapping[str, Array] | None) -> list[Arr
     if feeds is None:
         return None
     if isinstance(session, BorderSession):
-        return session.enter(feeds)
+        return session.enter({info.name: feeds[info.name] for info in session.inputs if info.name in feeds})
     return [feeds[info.name] for info in session.inputs]
 
 

@@ -12,8 +12,10 @@ import click
 
 from edgeship.calibration.errors import GateError, InputError
 from edgeship.pipeline.commands.files import DEVICE, FILE
+from edgeship.pipeline.commands.shapes import Given, by_input, open_inputs, shape_option
 
 if TYPE_CHECKING:
+    from edgeship.calibration.types import Array
     from edgeship.pipeline.benchmark.baseline import Baseline, Change
     from edgeship.pipeline.benchmark.measure import Schedule
     from edgeship.pipeline.benchmark.statistics import Measurement
@@ -52,6 +54,7 @@ class ThreadCounts(click.ParamType[tuple[int, ...]]):
 @click.option("--baseline", type=FILE, help="The JSON of an earlier bench; what became slower is a failure.")
 @click.option("--max-regression", type=float, default=10.0, show_default=True, metavar="PCT", help="How much slower.")
 @click.option("--profile", is_flag=True, help="Also the time of each operator (on this machine only).")
+@shape_option("The size of an input, where a model leaves it open.  [default: 1]")
 @DEVICE
 @click.option("--recipe", type=FILE, help="The recipe with the [devices.NAME] that --device names.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -64,6 +67,7 @@ def bench(
     baseline: Path | None,
     max_regression: float,
     profile: bool,
+    shapes: tuple[Given, ...],
     device: str,
     recipe: Path | None,
     as_json: bool,
@@ -78,7 +82,8 @@ def bench(
     where = device_of(device, recipe)
     if profile and where.address != "host":
         raise InputError(f"--profile: operators are timed on this machine only; seen: --device {device}")
-    results = _measure(models, threads, Schedule(runs, warmup, launches), where)
+    feeds = _feeds(models, shapes)
+    results = _measure(models, threads, Schedule(runs, warmup, launches), where, feeds)
     changes = []
     if before:
         changes = results.against(before, names, max_regression)
@@ -140,7 +145,39 @@ def _swept(one: Measurement, other: Measurement) -> dict[str, Any]:
     return {**other.to_json(), "speedup": round(gain.value, 4), "speedup_interval": gain.interval}
 
 
-def _measure(models: Sequence[Path], threads: tuple[int, ...], schedule: Schedule, device: Device) -> Results:
+def _feeds(models: Sequence[Path], shapes: Sequence[Given]) -> dict[str, Array] | None:
+    """Seeded values of the sizes that `--shape` gives; None, and each worker draws its own, where it gives none.
+
+    Notes on stderr which models leave open what nothing says: a batch of 1 goes without saying.
+    """
+    import numpy as np
+
+    from edgeship.pipeline.commands.files import open_model
+
+    generator = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for model in models:
+        inputs = open_model(model).inputs
+        given = by_input(shapes, [info.name for info in inputs], str(model))
+        open_ones = open_inputs({info.name: info.shape for info in inputs if info.name not in given})
+        if open_ones:
+            click.echo(
+                f"note: {model} leaves sizes open ({open_ones}), timed with 1 each; --shape gives others", err=True
+            )
+        for info in inputs:
+            sizes = given.get(info.name, tuple(max(1, size) for size in info.shape))
+            drawn = generator.random(sizes) if info.dtype.kind == "f" else np.zeros(sizes)
+            feeds[info.name] = drawn.astype(info.dtype)
+    return feeds if shapes else None
+
+
+def _measure(
+    models: Sequence[Path],
+    threads: tuple[int, ...],
+    schedule: Schedule,
+    device: Device,
+    feeds: Mapping[str, Array] | None,
+) -> Results:
     from edgeship.pipeline.benchmark.measure import measure
     from edgeship.pipeline.commands.files import runtime_of
     from edgeship.pipeline.console import StepProgress
@@ -149,7 +186,7 @@ def _measure(models: Sequence[Path], threads: tuple[int, ...], schedule: Schedul
     subjects = [Subject(REFERENCE, None)]
     subjects += [Subject(runtime_of(model), model, count) for model in models for count in threads]
     with StepProgress("bench") as progress, device:
-        measured = measure(subjects, None, schedule, lambda d, t: progress(d, t, "inferences"), device)
+        measured = measure(subjects, feeds, schedule, lambda d, t: progress(d, t, "inferences"), device)
     return Results(threads, measured[0], measured[1:])
 
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeship.calibration.errors import InputError
+from edgeship.calibration.errors import EdgeshipError, InputError
 from edgeship.pipeline.commands.files import FILE
+from edgeship.pipeline.commands.shapes import Given, by_input, open_inputs, shape_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import onnx_ir as ir
 
     from edgeship.calibration.types import Finding
     from edgeship.targets.base import IoDtype, IoLayout
@@ -19,6 +22,21 @@ if TYPE_CHECKING:
 LISTED = 20
 """Notes that a conversion prints."""
 OUT = click.option("-o", "--out", type=FILE, required=True, help="The file to write; replaced by a complete new one.")
+
+
+SHAPE = shape_option("The size of an input, where the model leaves it open.  [default: it stays open]")
+
+
+def load_shaped(path: Path, shapes: Sequence[Given]) -> ir.Model:
+    """The ONNX model in the file, with the sizes that `--shape` gives its inputs."""
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.pipeline.onnx_form import fix_shapes
+
+    loaded = load_onnx(path)
+    if shapes:
+        given = by_input(shapes, [str(value.name) for value in loaded.graph.inputs], str(path))
+        fix_shapes(loaded, given)
+    return loaded
 
 
 def check_output(out: Path, *inputs: Path) -> None:
@@ -55,14 +73,15 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
 @click.command(short_help="Simplify an ONNX model.")
 @click.argument("model", type=FILE)
 @OUT
-def simplify(model: Path, out: Path) -> None:
+@SHAPE
+def simplify(model: Path, out: Path, shapes: tuple[Given, ...]) -> None:
     """Simplify MODEL.onnx into the form that the quantizer and the targets want."""
-    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
+    from edgeship.calibration.graph.onnx_file import to_bytes
     from edgeship.pipeline.simplification.simplifier import simplify_model
     from edgeship.pipeline.workspace import write_atomically
 
     check_output(out, model)
-    result = simplify_model(load_onnx(model))
+    result = simplify_model(load_shaped(model, shapes))
     write_atomically(out, to_bytes(result.model))
     for note in result.notes:
         click.echo(note, err=True)
@@ -83,6 +102,7 @@ def simplify(model: Path, out: Path) -> None:
     help="The type of inputs and outputs.",
 )
 @click.option("--batch", type=click.IntRange(min=1), help="The size of a dynamic batch.  [default: it stays dynamic]")
+@SHAPE
 @click.option("--c-array", is_flag=True, help="Also beside OUT, as .c and .h for TensorFlow Lite Micro; needs int8.")
 def convert(
     model: Path,
@@ -91,10 +111,10 @@ def convert(
     io_layout: IoLayout | None,
     io_dtype: IoDtype,
     batch: int | None,
+    shapes: tuple[Given, ...],
     c_array: bool,
 ) -> None:
     """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
-    from edgeship.calibration.graph.onnx_file import load_onnx
     from edgeship.pipeline.c_source import c_source
     from edgeship.pipeline.onnx_form import fix_batch
     from edgeship.pipeline.stages.convert import border_layout
@@ -103,12 +123,18 @@ def convert(
 
     check_output(out, model)
     chosen = load(target)
-    loaded = load_onnx(model)
+    loaded = load_shaped(model, shapes)
     if batch:
         fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
     options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata)
-    content = chosen.convert(loaded, options)
+    try:
+        content = chosen.convert(loaded, options)
+    except EdgeshipError:
+        sizes = open_inputs({str(value.name): list(value.shape or ()) for value in loaded.graph.inputs})
+        if sizes:
+            click.echo(f"note: the model leaves sizes open ({sizes}); --shape gives it some", err=True)
+        raise
     in_c = c_source(chosen, content, out.name) if c_array else None
     write_atomically(out, content)
     if in_c:

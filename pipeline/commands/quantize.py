@@ -10,13 +10,14 @@ import click
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.commands.files import FILE
-from edgeship.pipeline.commands.models import OUT, check_output
+from edgeship.pipeline.commands.models import OUT, SHAPE, check_output, load_shaped
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.calibration.samples.data import Samples
     from edgeship.calibration.types import Mode, QuantRules, WeightScheme
+    from edgeship.pipeline.commands.shapes import Given
     from edgeship.pipeline.quantizing.calibrated import Quantized
 
 MODES = ("static", "dynamic", "float16", "int16")
@@ -59,6 +60,7 @@ def calibration_options(command: Callable[..., None]) -> Callable[..., None]:
 @OUT
 @click.option("--data", type=FILE, help="Samples: images, a CSV of them, an .npz, or a recipe; for static and int16.")
 @click.option("--mode", type=click.Choice(MODES), default="static", show_default=True, help="How to quantize.")
+@SHAPE
 @calibration_options
 def quantize(
     model: Path,
@@ -70,6 +72,7 @@ def quantize(
     mode: Mode,
     targets: tuple[str, ...],
     weights: WeightScheme | None,
+    shapes: tuple[Given, ...],
     **options: Any,
 ) -> None:
     """Quantize a float MODEL.onnx: to int8 (QDQ) with ranges chosen on real data, or in another mode.
@@ -79,7 +82,7 @@ def quantize(
     """
     check_output(out, model, *([data] if data else []))
     rules, scheme = rules_and_scheme(targets, weights, mode)
-    loaded = load_float(model)
+    loaded = load_float(model, shapes)
     if mode in ("dynamic", "float16"):
         _refuse_ignored(mode)
         _small_weights(loaded, out, rules, mode, scheme, per_tensor=options["per_tensor"])
@@ -91,13 +94,15 @@ def quantize(
     _write(out, loaded, opened, result, scheme)
 
 
-def load_float(path: Path) -> ir.Model:
-    """The float model in the file, in float32. Raises InputError for one that is quantized already."""
-    from edgeship.calibration.graph.onnx_file import load_onnx
+def load_float(path: Path, shapes: Sequence[Given] = ()) -> ir.Model:
+    """The float model in the file, in float32, with the sizes that `--shape` gives.
+
+    Raises InputError for a model that is quantized already.
+    """
     from edgeship.pipeline.quantized_source import check_is_float
     from edgeship.pipeline.source_types import widen
 
-    loaded = load_onnx(path)
+    loaded = load_shaped(path, shapes)
     check_is_float(loaded, str(path))
     if widen(loaded):
         click.echo(f"note: {path} is float16, and float32 from here on", err=True)
@@ -151,12 +156,12 @@ def _small_weights(
 def open_checked(data: Path, path: Path, model: ir.Model, recipe: Path | None, samples: int, seed: int) -> Samples:
     """The samples of `--data`; notes on them go to stderr. Raises InputError for samples that are useless."""
     from edgeship.calibration.samples.checks import Expected
-    from edgeship.pipeline.artifacts import input_shapes
+    from edgeship.pipeline.artifacts import shapes_of
     from edgeship.pipeline.commands.files import open_data
     from edgeship.pipeline.quantizing.data import checked, classes_of
     from edgeship.pipeline.quantizing.plausibility import doubts
 
-    every = open_data(data, input_shapes(path), recipe=recipe, models=[path], calibration=True)
+    every = open_data(data, shapes_of(model), recipe=recipe, models=[path], calibration=True)
     opened = every.take(samples, seed)
     notes = checked(opened, Expected(classes=classes_of(model)), f"--data {data}")
     for finding in [*notes, *doubts(model, classes_of(model), opened)]:
