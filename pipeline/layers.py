@@ -226,9 +226,11 @@ class LayerComparison:
 
     def _match(self, reference: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
         operators = getattr(self.a, "operators", {})
-        aliases = {**getattr(self.a, "aliases", {})}
+        aliases: Mapping[str, str] = getattr(self.a, "aliases", {})
+        quantized = {real: name for name, real in getattr(self.b, "aliases", {}).items()}
         for name, values in reference.items():
-            theirs = next((n for n in (name, aliases.get(name, name), f"{name}__float") if n in seen), None)
+            real = aliases.get(name, name)
+            theirs = next((n for n in (name, real, f"{name}__float", quantized.get(real, "")) if n in seen), None)
             axes = None if theirs is None else _axes(values, seen[theirs])
             if theirs is None or axes is None or operators.get(name) in _MOVERS:
                 continue

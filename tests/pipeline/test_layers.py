@@ -51,6 +51,35 @@ def test_every_int8_layer_of_an_artifact_is_found_and_within_a_step_by_itself(
     assert "no layer is off by more than 2 steps by itself" in describe(found)
 
 
+def test_layers_of_a_model_that_onnxruntime_quantized_are_found_from_the_float_model(
+    tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
+) -> None:
+    """It keeps the name of a quantized tensor for what is before the pair; ours has it behind."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self._left = list(tiny_images[:8])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"image": self._left.pop()[None]} if self._left else None
+
+    plain, theirs = tmp_path / "plain.onnx", tmp_path / "theirs.onnx"
+    plain.write_bytes(tiny_models["residual"])
+    quantize_static(
+        plain, theirs, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    model = onnx.load(plain)
+    layers = [node for node in model.graph.node if node.op_type in {"Conv", "Gemm"}]
+    followed = {reader.input[0]: reader.output[0] for reader in model.graph.node if reader.op_type in {"Relu", "Clip"}}
+    found = {layer.name: layer for layer in _compared(plain, theirs, tiny_images[8:16])}
+    for layer in layers:
+        seen = found[followed.get(layer.output[0], layer.output[0])]
+        assert seen.difference.sqnr_db > 15
+        assert seen.use is not None
+
+
 def test_a_wrong_layer_is_named_and_the_layers_after_it_are_not_blamed(
     tiny_models: dict[str, bytes], tiny_images: np.ndarray, tmp_path: Path
 ) -> None:
