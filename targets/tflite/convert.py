@@ -23,7 +23,14 @@ from edgeship.targets.tflite.dynamic import Written, differences
 from edgeship.targets.tflite.emit import Emit, Operand, Writer
 from edgeship.targets.tflite.expansion import Expander
 from edgeship.targets.tflite.flatfile import METADATA, METADATA_VERSION
-from edgeship.targets.tflite.fusion import fuse_activations, fuse_biases, gather_rows, join_slices, split_in_front
+from edgeship.targets.tflite.fusion import (
+    drop_expansions,
+    fuse_activations,
+    fuse_biases,
+    gather_rows,
+    join_slices,
+    split_in_front,
+)
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
     MALFORMED,
@@ -122,6 +129,7 @@ def _rule_of(node: Node) -> LayoutRule:
 
 
 def _fuse(graph: Graph) -> None:
+    drop_expansions(graph)
     dtypes.settle_types(graph, _limits_of)
     fuse_biases(graph)
     fuse_activations(graph, op_of)

@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, Graph, Node, Tensor, Unsupported, constant
+from edgeship.targets.tflite.layout import extents
 from edgeship.targets.tflite.op import Op
 
+BROADCASTING = frozenset({
+    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub", "Where",
+})  # fmt: skip
+"""Operators whose kernels repeat an operand that is narrower than another."""
 MOST_PARTS = 4
 """Outputs of the SPLIT that XNNPACK has a kernel for; it copies slices as fast."""
 _RANGES = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
@@ -104,6 +109,31 @@ def absorb_quantizers(graph: Graph, read_as: Mapping[Tensor, str]) -> None:
         producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
         producers[node.y] = producer
         graph.nodes.remove(node)
+
+
+def drop_expansions(graph: Graph) -> None:
+    """Lets operators that broadcast read what an Expand was made of, where their other operands are as wide."""
+    producers, kept = graph.producers(), set(graph.outputs.values())
+    for node in graph.nodes:
+        if node.op_type not in BROADCASTING:
+            continue
+        for place, tensor in enumerate(node.inputs):
+            made = None if tensor is None else producers.get(tensor)
+            if tensor is None or made is None or made.op_type != "Expand" or tensor in kept:
+                continue
+            narrow = made.x
+            if not _alike(narrow, tensor):
+                continue
+            others = [t for other, t in enumerate(node.inputs) if other != place and t is not None]
+            if np.broadcast_shapes(extents(narrow), *map(extents, others)) == extents(node.y):
+                node.inputs[place] = narrow
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether both are real numbers, or integers of the same parameters."""
+    if a.quant is None or b.quant is None:
+        return a.quant is b.quant
+    return a.quant.same_as(b.quant)
 
 
 def gather_rows(graph: Graph) -> None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.types import Array, Finding, QuantParams
 from edgeship.targets.tflite.affine import INTEGERS, integer_type, is_shifted, quant_params
+from edgeship.targets.tflite.carried import makes_positions, number_of
 from edgeship.targets.tflite.expansion import Expand, Expander, Scope
 from edgeship.targets.tflite.fusion import absorb_quantizers
 from edgeship.targets.tflite.graph import (
@@ -35,17 +36,20 @@ from edgeship.targets.tflite.graph import (
     judged,
     unsigned,
 )
-from edgeship.targets.tflite.inference import constant_value, evaluate, is_element_type, may_be_folded, types_of
+from edgeship.targets.tflite.inference import (
+    constant_value,
+    evaluate,
+    is_element_type,
+    may_be_folded,
+    rounds_up,
+    types_of,
+)
 from edgeship.targets.tflite.single import attributes_of
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_FOLDED = 1 << 24
 """Elements; a larger constant is not computed at conversion time (it would grow the file beyond its weights)."""
 LARGEST_SIZE = 2**31
-FINDERS = frozenset({"ArgMax", "ArgMin", "NonZero", "TopK"})
-"""Operators whose integers are positions that count from the front."""
-CARRIERS = frozenset({"Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
-"""Operators that carry elements from one place to another and add none."""
 SIZED_AT_RUN_TIME = frozenset({"ConstantOfShape", "Expand", "Tile"})
 """Operators that repeat a constant as often as a dynamic dimension says."""
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
@@ -107,6 +111,7 @@ class _Lowering:
         self.dimensions: dict[str, Dimension] = {}
         self.grown: dict[ir.Node, Array] = {}
         self.has_halves = False
+        self.checks = not any(rounds_up(node) for node in model.graph)
         if self.opset > NEWEST_OPSET:
             seen, accepted = f"opset {self.opset}", f"opset {NEWEST_OPSET} or older"
             self.findings.append(
@@ -189,8 +194,9 @@ class _Lowering:
 
     def _keep(self, node: ir.Node, lowered: Node) -> None:
         """Adds the node with its outputs' types, or what stands instead of one that its entry refuses."""
-        types, lowered.outputs = types_of(node, lowered, self.opset, declared=not self.dynamic), []
-        number = self.kept[node] if node in self.kept else _number(lowered)
+        lowered.outputs = []
+        types = types_of(node, lowered, self.opset, declared=not self.dynamic, checked=self.checks)
+        number = self.kept[node] if node in self.kept else number_of(lowered)
         if node.op_type == "Reshape" and np.prod(types[0][0]) != lowered.x.size:
             raise Unsupported("the number of elements changes", f"{list(lowered.x.shape)} to {list(types[0][0])}")
         if not any(np.prod(shape) for shape, _ in types):  # nothing is computed
@@ -201,7 +207,7 @@ class _Lowering:
             if (size := int(np.prod(shape, dtype=np.float64))) >= LARGEST_SIZE:
                 raise Unsupported("makes a tensor that TFLite cannot count", f"{size} elements", "fewer than 2^31")
             self.tensors[value] = Tensor(value.name or f"{node.name}_output", shape, dtype)
-            self.tensors[value].number, self.tensors[value].is_position = number, _counts_from_front(lowered)
+            self.tensors[value].number, self.tensors[value].is_position = number, makes_positions(lowered)
             lowered.outputs.append(self.tensors[value])
         if expand := self.expander.instead(lowered):
             self._expand(node, lowered, expand)
@@ -377,16 +383,6 @@ class _Lowering:
 def _content(tensor: Tensor) -> Array | None:
     """What is known of the value: a constant, or nothing at all of a tensor without elements."""
     return np.zeros(tensor.shape, tensor.dtype) if tensor.data is None and not tensor.size else tensor.data
-
-
-def _number(node: Node) -> float | None:
-    """What every element of the node's result is, where its input tells."""
-    return node.x.number if node.op_type in CARRIERS and node.has(0) else None
-
-
-def _counts_from_front(node: Node) -> bool:
-    """Whether the integers that the node makes are positions counted from the front."""
-    return node.op_type in FINDERS or (node.op_type in {*CARRIERS, "Cast"} and node.has(0) and node.x.is_position)
 
 
 def raise_unreadable(where: str, seen: str, accepted: str) -> NoReturn:

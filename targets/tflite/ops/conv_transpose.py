@@ -193,10 +193,11 @@ def _as_convolution(emit: Emit, x: Operand, t: Transposed) -> Operand:
     for axis, (k, stride, size) in enumerate(zip(t.kernel, t.strides, t.sizes, strict=True)):
         x = steps.spread(x, 1 + axis, stride)
         front = k - 1 - t.fronts[axis]
-        pads.append((front, t.outputs[axis] + k - 1 - front - ((size - 1) * stride + 1)))
-    negative = [pad for pad in pads if min(pad) < 0]
-    if negative:
-        raise Unsupported("pads more than its kernel reaches", f"{negative}", "pads below the kernel's size")
+        behind = t.outputs[axis] + k - 1 - front - ((size - 1) * stride + 1)
+        if min(front, behind) < 0:  # it pads more than the kernel reaches
+            cut = max(-front, 0)
+            x = steps.slice(x, 1 + axis, cut, x.shape[1 + axis] - cut - max(-behind, 0))
+        pads.append((max(front, 0), max(behind, 0)))
     w = Window(
         (kernel.shape[1], kernel.shape[2]), (1, 1), t.dilations, (x.shape[1], x.shape[2]), t.outputs, tuple(pads)
     )

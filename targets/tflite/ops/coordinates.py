@@ -60,7 +60,7 @@ def coordinates(node: Node, axis: int) -> Array:
     before, after, factor = node.x.shape[axis], node.y.shape[axis], scale(node, axis)
     i = np.arange(after, dtype=np.float64)
     half = (i + 0.5) / factor - 0.5
-    length = factor * before  # ONNX's reference takes the unrounded length, ONNX Runtime the rounded one
+    length = factor * before
     start, end = _region(node, axis) if transformation(node) == CROP else (0.0, 1.0)
     span = (end - start) * (before - 1)
     by_mode = {
@@ -68,7 +68,8 @@ def coordinates(node: Node, axis: int) -> Array:
         "half_pixel": half,
         "pytorch_half_pixel": half if after > 1 else np.zeros(1),
         "half_pixel_symmetric": before / 2 * (1 - after / length) + half,
-        "align_corners": i * (before - 1) / (length - 1) if length > 1 else np.zeros(after),
+        # the length as it is: ONNX's reference takes the unrounded one, ONNX Runtime and PyTorch do not
+        "align_corners": i * (before - 1) / (after - 1) if after > 1 else np.zeros(after),
         CROP: start * (before - 1) + (i * span / (length - 1) if length > 1 else np.full(after, span / 2)),
     }
     if transformation(node) not in by_mode:

@@ -193,3 +193,24 @@ def test_a_constant_of_one_axis_takes_part_in_a_gather_of_rows_of_integers(
     model = model_of(nodes, {"x": (1, 6, 1)}, ["y"], {"repeats": np.array([1, 1, 2])})
     feeds = {"x": RNG.normal(size=(1, 6, 1)).astype(np.float32)}
     np.testing.assert_array_equal(TFLiteSession(convert(model)).run(feeds)["y"], reference(model, feeds)["y"])
+
+
+@pytest.mark.parametrize(("wide", "dropped"), [((2, 6, 4), True), ((2, 1, 4), True), ((2, 1, 1), False)])
+def test_an_expand_before_an_operator_that_broadcasts_is_dropped(  # noqa: PLR0917 - a case and its fixtures
+    wide: Sequence[int],
+    dropped: bool,
+    model_of: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Counter[str]],
+    reference: Callable[..., dict[str, Any]],
+) -> None:
+    nodes = [
+        helper.make_node("Expand", ["gate", "shape"], ["gates"]),
+        helper.make_node("Div", ["x", "gates"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": wide, "gate": (2, 6, 1)}, ["y"], {"shape": np.array([2, 6, 4])})
+    path = convert(model)
+    assert operators(path)["BROADCAST_TO"] == (0 if dropped else 1)
+    feeds = {"x": RNG.normal(size=wide), "gate": RNG.uniform(1, 2, (2, 6, 1))}
+    feeds = {name: values.astype(np.float32) for name, values in feeds.items()}
+    np.testing.assert_allclose(TFLiteSession(path).run(feeds)["y"], reference(model, feeds)["y"], rtol=1e-6)

@@ -88,6 +88,7 @@ TRANSPOSED = {
         (1, 12, 5, 6), (12, 2, 3, 3), group=12, strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]
     ),
     "2d_many_groups": _transposed((1, 20, 5, 6), (20, 3, 3, 3), group=10, strides=[2, 1], dilations=[1, 2]),
+    "2d_many_groups_cut": _transposed((1, 20, 5, 6), (20, 3, 1, 2), group=10, strides=[2, 1], pads=[1, 2, 0, 1]),
     "3d": _transposed(VOLUME, (6, 4, 3, 3, 3), strides=[2, 2, 2], pads=[1] * 6, output_padding=[1, 1, 1]),
     "3d_two_groups": _transposed(VOLUME, (6, 2, 2, 3, 2), group=2, strides=[2, 1, 2]),
     "3d_dilated": _transposed(VOLUME, (6, 4, 2, 2, 2), dilations=[2, 1, 2]),
@@ -98,6 +99,7 @@ POOLS = {
     "max_dilated_ceil": _pool("MaxPool", [3, 2], dilations=[2, 3], strides=[2, 2], ceil_mode=1, pads=[1, 1, 1, 0]),
     "max_3d": _pool("MaxPool", [2, 3, 3], VOLUME, strides=[1, 2, 2], pads=[1, 1, 1, 0, 1, 1], ceil_mode=1),
     "max_3d_dilated": _pool("MaxPool", [2, 2, 2], VOLUME, dilations=[2, 1, 3]),
+    "max_ceil_window_beyond": _pool("MaxPool", [3, 1], strides=[2, 3], ceil_mode=1),
     "average_1d": _pool("AveragePool", [3], LINE, pads=[1, 1], strides=[2]),
     "average_ceil": _pool("AveragePool", [3, 3], strides=[2, 2], ceil_mode=1),
     "average_ceil_counted": _pool(
@@ -119,6 +121,13 @@ RESIZES = {
         [2, 6, 5, 4], mode="cubic", coordinate_transformation_mode="align_corners", cubic_coeff_a=-0.5
     ),
     "linear_smaller": _resize([2, 6, 4, 5], mode="linear"),
+    "linear_aligned_by_scales": Case(
+        "Resize",
+        IMAGE,
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        constants={"scales": np.array([1, 1, 1.3, 0.6], np.float32)},
+        inputs=("x", "", "scales"),
+    ),
     "linear_antialias": _resize([2, 6, 4, 5], mode="linear", antialias=1),
     "linear_1d": _resize([2, 6, 20], LINE, mode="linear"),
     "linear_3d": _resize([2, 6, 10, 14, 12], VOLUME, mode="linear"),
