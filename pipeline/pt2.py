@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.graph.file_kind import looks_like
 from edgeship.pipeline.models import require_torch
 from edgeship.pipeline.state_dict import check_finite
 from edgeship.pipeline.torch_export import quiet
@@ -129,7 +130,8 @@ def load_exported(path: Path) -> ExportedProgram:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check_archive(archive, path)
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a .pt2 archive (damaged or another format): {error}") from error
+        reason = looks_like(content) or f"damaged or another format: {error}"
+        raise InputError(f"{path} is not a .pt2 archive: {reason}") from error
     with quiet():
         try:
             program = torch.export.load(io.BytesIO(content))

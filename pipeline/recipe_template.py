@@ -99,6 +99,9 @@ def _input(model: Path | None) -> str:
         lines = [f"name = {_quoted(value.name or 'input')}", f"shape = {json.dumps(sides)}{note}"]
         is_gray = len(sides) == 4 and (sides[1] == 1 or (sides[1] != 3 and sides[3] == 1))
         lines += ['color = "gray"'] if is_gray else []
+    if len(free) > 1:
+        names = ", ".join(str(value.name) for value in free)
+        lines += [f"# {len(free)} inputs: samples are an .npz, already preprocessed, with a key for each: {names}"]
     return "\n".join(lines)
 
 

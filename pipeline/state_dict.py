@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.graph.file_kind import is_lfs_pointer, looks_like
 from edgeship.pipeline.models import require_torch
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def read_state_dict(path: Path, key: str | None = None) -> Mapping[str, torch.Te
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if is_lfs_pointer(start):
+        return f"{path} holds no weights: {looks_like(start)}"
     text = str(error)
     if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
         unknown = re.search(r"GLOBAL ([\w.]+)", text)

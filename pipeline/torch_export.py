@@ -155,7 +155,10 @@ def _required_arguments(module: torch.nn.Module) -> list[str]:
 
 def _only(names: Sequence[str], what: str) -> str:
     if len(names) != 1:
-        raise InputError(f"{what} takes {len(names)} inputs ({', '.join(names)}); accepted: one image tensor")
+        raise InputError(
+            f"{what} takes {len(names)} inputs ({', '.join(names)}); accepted: one image tensor; with several, export "
+            "it to ONNX (torch.onnx.export) and give that file as model.source"
+        )
     return names[0]
 
 

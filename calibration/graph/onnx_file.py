@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.graph.file_kind import ONNX, looks_like
 
 if TYPE_CHECKING:
     import onnx
@@ -72,10 +73,12 @@ def _parsed(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     proto = onnx.ModelProto()
+    content = read_bytes(path)
     try:
-        proto.ParseFromString(read_bytes(path))
+        proto.ParseFromString(content)
     except (DecodeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not an ONNX model (damaged or another format): {_first_line(error)}") from error
+        reason = looks_like(content, ONNX) or f"damaged or another format: {_first_line(error)}"
+        raise InputError(f"{path} is not an ONNX model: {reason}") from error
     return proto
 
 

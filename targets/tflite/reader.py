@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.graph.file_kind import looks_like
 
 IDENTIFIER = b"TFL3"
 ITEM_BYTES = {
@@ -39,9 +40,8 @@ def read_model(content: bytes, where: str) -> Any:
     """
     schema = schema_module()
     if len(content) < 16 or content[4:8] != IDENTIFIER:
-        raise InputError(
-            f"{where} is not a TFLite model: it has {len(content)} bytes and no identifier {IDENTIFIER.decode()}"
-        )
+        reason = looks_like(content) or f"it has {len(content)} bytes and no identifier {IDENTIFIER.decode()}"
+        raise InputError(f"{where} is not a TFLite model: {reason}")
     try:
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         problem = _problem(
