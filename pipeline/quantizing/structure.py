@@ -23,6 +23,7 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
     from edgeship.calibration.diagnosis.structure import ChannelSpans, TopGaps, summed_up, troubles
     from edgeship.calibration.observing.collect import observe
     from edgeship.calibration.samples.checks import to_json
+    from edgeship.calibration.types import Finding
     from edgeship.targets.onnxruntime import open_float
 
     seen = result.calibration
@@ -37,6 +38,11 @@ def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> 
             seen.with_overrides([wish for trouble in fixed for wish in _overrides(trouble)]), tuple(result.plans)
         )
     left = summed_up(trouble for trouble in found if trouble.fix not in accepted)
+    left += [
+        Finding("quantize.fixes", f'"{fix}" changes nothing', "nothing that it would mend", "leaving it out", "note")
+        for fix in accepted
+        if not any(trouble.fix == fix for trouble in found)
+    ]
     return result, {
         "findings": to_json(left),
         "fixed": [{"fix": trouble.fix, "nodes": list(trouble.nodes)} for trouble in fixed],

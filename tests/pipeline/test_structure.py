@@ -73,6 +73,13 @@ def test_what_is_accepted_is_done(silu: Path) -> None:
     assert plan["int16_nodes"] == ["gate", "product"]
 
 
+def test_an_accepted_fix_of_what_the_model_does_not_have_is_said_to_be_idle(silu: Path) -> None:
+    result, plan = deploy(silu, '"float_concats", "wide_activations"')
+    assert result.exit_code == 0, result.output
+    assert [finding["rule"] for finding in plan["structure"]["findings"]] == ['"float_concats" changes nothing']
+    assert 'quantize.fixes: "float_concats" changes nothing' in " ".join(result.output.split())
+
+
 def test_an_unknown_fix_lists_those_there_are(silu: Path) -> None:
     result, _ = deploy(silu, '"wide"')
     assert result.exit_code == 2
