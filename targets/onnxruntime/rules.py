@@ -4,7 +4,8 @@ Read off the QDQ transformer's selectors (onnxruntime/core/optimizer/qdq_transfo
 confirmed by looking at optimised graphs (tests/targets/onnxruntime). Three groups:
 
 - integer kernels: Conv -> QLinearConv, Gemm -> QGemm, MatMul -> QLinearMatMul, Add, Mul, Concat, AveragePool,
-  GlobalAveragePool, LeakyRelu, Sigmoid, Softmax -> QLinear*;
+  GlobalAveragePool, LeakyRelu, Sigmoid, Softmax -> QLinear*; QLinearSoftmax can be dozens of
+  steps off where the output's scale is smaller than 1 / 256 (rows of nearly equal scores), so it has that one;
 - moved as integers ("drop QDQ"), provided that both sides have one scale;
 - the rest runs in float between its DequantizeLinear and QuantizeLinear: the reference's arithmetic itself, so it
   makes no difference to the numbers, and the layers around it keep their integer kernels, which need a QuantizeLinear
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeship.calibration.types import OperatorRule, QuantRules
+from edgeship.calibration.types import FixedOutput, OperatorRule, QuantRules
 
 MOVED = (
     "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool", "ReduceMax", "ReduceMin", "Reshape",
@@ -52,6 +53,7 @@ def _max_pool(node: ir.Node) -> str | None:
 def _rules() -> QuantRules:
     operators = {name: OperatorRule(name) for name in (*INTEGER, *BETWEEN, "Conv", "MatMul")}
     operators |= {name: OperatorRule(name, shares_scale=True) for name in MOVED}
+    operators["Softmax"] = OperatorRule("Softmax", fixed_output=FixedOutput(1 / 256, -128))
     operators["Gemm"] = OperatorRule("Gemm", check=_gemm)
     operators["MaxPool"] = OperatorRule("MaxPool", shares_scale=True, check=_max_pool)
     return QuantRules("onnxruntime", operators)

@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.calibration.graph.onnx_file import to_bytes
+from edgeship.calibration.quantize import quantize_model
+from edgeship.calibration.samples.data import Sample
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET, open_float, open_reference
 from edgeship.targets.onnxruntime.rules import BETWEEN, INTEGER, MOVED
@@ -116,6 +118,21 @@ def test_the_artifact_agrees_with_the_signed_reference(operator: str, same_scale
     allowed = 1.0 if operator in INTEGER else 0.0
     for name, values in expected.items():
         assert np.abs(seen[name] - values).max() / scale <= allowed + 1e-3, name
+
+
+@pytest.mark.parametrize("columns", [3, 49, 400])
+def test_a_softmax_of_small_probabilities_is_the_references(columns: int) -> None:
+    """Rows that are nearly even: at 1 / 255 of the largest probability the kernel would be far off."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, columns]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], name="softmax")], "g", ports[:1], ports[1:])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    rng = np.random.default_rng(0)
+    samples = [Sample(str(i), {"x": rng.normal(scale=0.03, size=(1, 8, columns)).astype(np.float32)}) for i in range(4)]
+    plan, quantized = quantize_model(model, samples, TARGET.rules, open_float)
+    artifact = open_float(TARGET.convert(quantized, ConvertOptions()))
+    for sample in samples:
+        expected = open_reference(to_bytes(quantized)).run(sample.feeds)["y"]
+        assert np.abs(artifact.run(sample.feeds)["y"] - expected).max() <= 1.001 * plan.activations["y"].scale
 
 
 def test_every_rule_is_tested_here() -> None:
