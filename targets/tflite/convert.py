@@ -30,6 +30,7 @@ from edgeship.targets.tflite.fusion import (
     gather_rows,
     join_slices,
     split_in_front,
+    widen_products,
 )
 from edgeship.targets.tflite.graph import (
     DEQUANTIZE,
@@ -136,6 +137,7 @@ def _fuse(graph: Graph) -> None:
     dtypes.settle_types(graph, _limits_of)
     fuse_biases(graph)
     fuse_activations(graph, op_of)
+    widen_products(graph)
     gather_rows(graph)
     join_slices(graph)
     split_in_front(graph)

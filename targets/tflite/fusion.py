@@ -5,6 +5,7 @@ again, an int8 kernel makes the integers itself, and what takes a tensor apart i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -109,6 +110,67 @@ def absorb_quantizers(graph: Graph, read_as: Mapping[Tensor, str]) -> None:
         producer.outputs = [node.y if tensor is node.x else tensor for tensor in producer.outputs]
         producers[node.y] = producer
         graph.nodes.remove(node)
+
+
+def widen_products(graph: Graph) -> None:
+    """Writes a Gemm behind and before Reshapes, which only make rows of what has more axes, or the other way round, as
+    the MatMul that it was: FULLY_CONNECTED takes rows under any shape.
+    """
+    uses, producers, kept = graph.consumers(), graph.producers(), set(graph.outputs.values())
+    gone: set[Node] = set()
+    for node in graph.nodes:
+        if node.op_type != "Gemm" or not _is_plain_product(node):
+            continue
+        before, readers = producers.get(node.x), uses.get(node.y, [])
+        after = readers[0] if len(readers) == 1 else None
+        if before is None or after is None or {before.op_type, after.op_type} != {"Reshape"} or node.y in kept:
+            continue
+        wide, out = before.x, after.y
+        rows_stay = wide.rank > 1 and extents(wide)[-1] == extents(node.x)[-1] and _alike(wide, node.x)
+        rows_return = out.rank > 1 and extents(out)[-1] == extents(node.y)[-1] and _alike(out, node.y)
+        if rows_stay and rows_return and extents(wide)[:-1] == extents(out)[:-1]:
+            node.inputs[0], node.outputs = wide, [out]
+            producers[out] = node
+            gone.add(after)
+        elif rows_stay:
+            node.inputs[0], node.outputs = wide, [_rows_of(wide, node.y)]
+            after.inputs[0] = node.y
+        elif rows_return and len(uses[node.x]) == 1 and node.x not in kept:
+            before.outputs = [_rows_of(out, node.x)]
+            node.inputs[0], node.outputs = before.y, [out]
+            producers[out] = node
+            gone.add(after)
+        else:
+            continue
+        node.inputs[1] = _turned(node.tensor(1)) if node.attribute("transB", 0) else node.tensor(1)
+        node.op_type, node.attributes = "MatMul", {}
+    graph.nodes = [node for node in graph.nodes if node not in gone]
+
+
+def _rows_of(wide: Tensor, flat: Tensor) -> Tensor:
+    """The matrix `flat` with its rows under the first axes of `wide`."""
+    return _like(flat, flat.name, *((*w[:-1], f[-1]) for w, f in zip(_extents(wide), _extents(flat), strict=True)))
+
+
+def _is_plain_product(node: Node) -> bool:
+    """Whether a Gemm is rows times a constant matrix, plus a constant row if anything."""
+    b, factors = node.tensor(1), (node.attribute("alpha", 1.0), node.attribute("beta", 1.0))
+    if b.data is None:
+        return False
+    if node.attribute("transA", 0) or factors != (1.0, 1.0) or (b.quant is not None and b.quant.zero_point.any()):
+        return False
+    row = node.tensor(2) if node.has(2) else None
+    return row is None or (row.is_constant and row.size == node.y.shape[-1] and row.shape[-1:] == node.y.shape[-1:])
+
+
+def _turned(b: Tensor) -> Tensor:
+    """A constant matrix with rows and columns exchanged (a view)."""
+    if b.data is None:
+        raise Unsupported("needs constant weights", f"{b.name} is computed", "a constant")
+    quant = b.quant
+    if quant is not None and quant.spec.axis is not None:
+        quant = replace(quant, spec=replace(quant.spec, axis=1 - quant.spec.axis))
+    return constant(b.name, b.data.T, quant, b.dtype)
 
 
 def drop_expansions(graph: Graph) -> None:

@@ -4,6 +4,7 @@ constants.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,8 @@ def types_of(
 
     Raises Unsupported where the two contradict each other and what is declared is to be `checked`.
     """
+    if missing := [name for name in _required(node.op_type, opset) if name not in node.attributes]:
+        raise Unsupported("lacks attributes that the standard demands", ", ".join(missing), "valid ONNX")
     known = [told for value in node.outputs if declared and (told := _told(value)) is not None]
     try:
         inferred = infer(node, lowered, opset)
@@ -133,6 +136,16 @@ def types_of(
         if said != follows:
             raise Unsupported("declares another shape than its inputs give", f"{list(said)}", f"{list(follows)}")
     return known
+
+
+@cache
+def _required(op_type: str, opset: int) -> tuple[str, ...]:
+    """The attributes that every node of the operator has."""
+    try:
+        attributes = onnx.defs.get_schema(op_type, opset, "").attributes
+    except onnx.defs.SchemaError:
+        return ()
+    return tuple(name for name, attribute in attributes.items() if attribute.required)
 
 
 def _told(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]] | None:

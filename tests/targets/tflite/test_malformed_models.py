@@ -182,6 +182,14 @@ def _in_onnx_runtime(content: bytes, rng: np.random.Generator) -> tuple[dict[str
         return None
 
 
+def test_an_attribute_that_the_standard_demands_is_missed(model_of: Callable[..., onnx.ModelProto]) -> None:
+    model = model_of([helper.make_node("Concat", ["x", "x"], ["y"], name="joined", axis=1)], {"x": (1, 4)}, ["y"])
+    del model.graph.node[0].attribute[:]
+    (finding,) = TARGET.check(ir.from_proto(model))
+    assert finding.where == "Concat 'joined'"
+    assert "axis" in finding.seen
+
+
 def main(arguments: Sequence[str]) -> int:
     """Tries damaged models of one seed; prints how often each verdict fell, or the first failure."""
     import resource

@@ -214,3 +214,43 @@ def test_an_expand_before_an_operator_that_broadcasts_is_dropped(  # noqa: PLR09
     feeds = {"x": RNG.normal(size=wide), "gate": RNG.uniform(1, 2, (2, 6, 1))}
     feeds = {name: values.astype(np.float32) for name, values in feeds.items()}
     np.testing.assert_allclose(TFLiteSession(path).run(feeds)["y"], reference(model, feeds)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(2, 3, 4), (2, 12)])
+@pytest.mark.parametrize("behind", [(2, 3, 4, 6), (2, 12, 3, 2)])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_a_product_between_reshapes_takes_its_rows_under_the_shape_they_have(  # noqa: PLR0917 - a case and its fixtures
+    rows: Sequence[int],
+    behind: Sequence[int],
+    turned: int,
+    model_of: Callable[..., onnx.ModelProto],
+    quantize: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Counter[str]],
+    reference: Callable[..., dict[str, Any]],
+) -> None:
+    weights = RNG.normal(0, 0.3, (6, 5) if turned else (5, 6)).astype(np.float32)
+    constants = {"w": weights, "bias": RNG.normal(size=6).astype(np.float32)}
+    constants |= {"flat": np.array([24, 5]), "behind": np.array(behind)}
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"]),
+        helper.make_node("Reshape", ["s", "flat"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "w", "bias"], ["product"], transB=turned),
+        helper.make_node("Relu", ["product"], ["positive"]),
+        helper.make_node("Reshape", ["positive", "behind"], ["z"]),
+        helper.make_node("Sigmoid", ["z"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (*rows, 5)}, ["y"], constants)
+    feeds = {"x": RNG.normal(size=(*rows, 5)).astype(np.float32)}
+    path = convert(model)
+    assert operators(path)["RESHAPE"] == (0 if (*rows, 6) == behind else 1)
+    np.testing.assert_allclose(TFLiteSession(path).run(feeds)["y"], reference(model, feeds)["y"], atol=1e-5)
+    unit, product = (1 / 256, -128), (0.02, -128)
+    ranges = {"x": (0.05, 0), **dict.fromkeys(("s", "rows", "y"), unit)}
+    ranges |= dict.fromkeys(("product", "positive", "z"), product)
+    quantized = quantize(model, ranges, {"w": 0 if turned else 1})
+    path = convert(quantized)
+    assert operators(path)["FULLY_CONNECTED"] == 1
+    assert operators(path)["RESHAPE"] == (0 if (*rows, 6) == behind else 1)
+    seen, expected = TFLiteSession(path).run(feeds)["y"], reference(quantized, feeds)["y"]
+    assert np.abs(seen - expected).max() <= 2.001 / 256
