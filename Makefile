@@ -21,7 +21,7 @@ deploy: .venv/deploy.stamp  ## RECIPE=... to checked artifacts; TARGET=onnxrunti
 release: .venv/deploy.stamp  ## RECIPE=... VERSION=1.2.0, deployed, verified and packed into dist/ with its report
 	$(BIN)/edgeship deploy '$(RECIPE)' $(patsubst %,--target %,$(filter-out all,$(TARGET))) --out build/release --set 'release.version="$(VERSION)"' $(ARGS)
 	$(BIN)/edgeship verify build/release/9-release
-	mkdir -p dist && tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C build/release -c 9-release | gzip -n9 > dist/release-$(VERSION).tar.gz
+	mkdir -p dist && tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --transform 's,^9-release,release-$(VERSION),' -C build/release -c 9-release | gzip -n9 > dist/release-$(VERSION).tar.gz
 	cp build/release/report.html dist/report-$(VERSION).html && cp build/release/junit.xml dist/gates-$(VERSION).xml
 
 docs: .venv/dev.stamp  ## the documentation as a site, in build/site; any warning is an error

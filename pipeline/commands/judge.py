@@ -30,6 +30,7 @@ def compare(
 ) -> None:
     """Compare the outputs of models A and B: .onnx, .tflite, or a recipe for its float model. B runs on the device."""
     from edgeship.pipeline.commands.files import device_of, input_shapes_of, open_data, open_model, open_model_on
+    from edgeship.pipeline.commands.naming import Renamed, other_names
     from edgeship.pipeline.compare import Comparison
     from edgeship.pipeline.console import StepProgress
     from edgeship.pipeline.explanation import explain
@@ -39,8 +40,12 @@ def compare(
     first = open_model(a)
     inside = LayerComparison(open_layers(a, as_reference=True), open_layers(b, as_reference=False)) if layers else None
     opened = open_data(data, input_shapes_of(first), recipe=recipe, models=[a, b]).take(samples)
-    comparison = Comparison(steps_of(b) or steps_of(a))
-    with StepProgress("compare") as progress, where, open_model_on(where, b) as second:
+    with StepProgress("compare") as progress, where, open_model_on(where, b) as theirs:
+        inputs = other_names(first.inputs, theirs.inputs, "input")
+        outputs = other_names(first.outputs, theirs.outputs, "output")
+        second = Renamed(theirs, inputs, outputs)
+        steps = {outputs[name]: step for name, step in steps_of(b).items()}
+        comparison = Comparison(steps or steps_of(a))
         for done, sample in enumerate(opened):
             progress(done, len(opened), "samples")
             comparison.update(first.run(sample.feeds), second.run(sample.feeds))
