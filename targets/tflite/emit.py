@@ -103,8 +103,10 @@ class Writer:
         self._note(tensor, layout, operand)
 
     def _note(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
-        if (layout.is_torn or operand.shape != layout.shape(tensor.shape)) and not tensor.is_dynamic:
-            self.torn.setdefault(operand.name, (tensor.shape, layout.digits(tensor.shape)))
+        is_other = layout.is_torn or tensor.model_shape or operand.shape != layout.shape(tensor.shape)
+        if is_other and not tensor.is_dynamic:
+            shape = tensor.model_shape or tensor.shape
+            self.torn.setdefault(operand.name, (shape, layout.digits(tensor.shape)))
 
     def place(self, tensor: Tensor, layout: Layout, operand: Operand) -> None:
         """Says that `operand` holds `tensor` in `layout`, under any shape."""

@@ -149,7 +149,9 @@ def widen_products(graph: Graph) -> None:
 
 def _rows_of(wide: Tensor, flat: Tensor) -> Tensor:
     """The matrix `flat` with its rows under the first axes of `wide`."""
-    return _like(flat, flat.name, *((*w[:-1], f[-1]) for w, f in zip(_extents(wide), _extents(flat), strict=True)))
+    rows = _like(flat, flat.name, *((*w[:-1], f[-1]) for w, f in zip(_extents(wide), _extents(flat), strict=True)))
+    rows.model_shape = flat.shape
+    return rows
 
 
 def _is_plain_product(node: Node) -> bool:

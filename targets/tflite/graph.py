@@ -56,7 +56,8 @@ class Tensor:
     `data` holds the integers when `quant` is set. `signature` is the shape with -1 where the dimension is dynamic
     (`shape` then holds the size that stands for it). `axis` of `quant.spec` counts ONNX axes. `known` is false for the
     result of a node that could not be read. `number`: what every element is of a tensor whose shape alone is computed.
-    `is_position`: its integers count from the front of an axis.
+    `is_position`: its integers count from the front of an axis. `model_shape`: the one that the model gives it, where
+    it stands under another here.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Tensor:
     known: bool = True
     number: float | None = None
     is_position: bool = False
+    model_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.signature) != len(self.shape):

@@ -33,8 +33,17 @@ def apply(
         operands = [_widened(emit, operand, shape, signature) for operand in operands]
         return emit.compute(name, operands, into=into, dtype=dtype, **options)
     flat = [emit.writer.reshape(o, *unmarked(extent)) for o, extent in zip(operands, extents, strict=True)]
-    result = emit.compute(name, flat, dtype=dtype, **options)
+    result = _flat_result(emit, name, flat, into, dtype)
+    emit.operator(name, flat, result, **options)
     return emit.writer.reshape(result, shape, signature, into)
+
+
+def _flat_result(emit: Emit, name: str, flat: Sequence[Operand], into: Operand | None, dtype: Any) -> Operand:
+    """Where the kernel writes what is then seen under the shape of `into`: stored as that is."""
+    shape, signature = broadcast_extent(flat)
+    kind = into.dtype if into else flat[0].dtype if dtype is None else np.dtype(dtype)
+    quant = into.quant if into else flat[0].quant if kind == flat[0].dtype else None
+    return emit.writer.new(f"{emit.node.name}/{name.lower()}", shape, kind, quant, signature=signature)
 
 
 def number(emit: Emit, value: float, like: Operand) -> Operand:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeship.targets.tflite.layers import TFLiteLayers
 from edgeship.targets.tflite.session import TFLiteSession
 
 RNG = np.random.default_rng(0)
@@ -245,6 +246,9 @@ def test_a_product_between_reshapes_takes_its_rows_under_the_shape_they_have(  #
     path = convert(model)
     assert operators(path)["RESHAPE"] == (0 if (*rows, 6) == behind else 1)
     np.testing.assert_allclose(TFLiteSession(path).run(feeds)["y"], reference(model, feeds)["y"], atol=1e-5)
+    layers = TFLiteLayers(path).run(feeds)
+    assert "positive" not in layers or layers["positive"].shape == (24, 6)
+    assert ("positive" in layers) == ((*rows, 6) != behind)
     unit, product = (1 / 256, -128), (0.02, -128)
     ranges = {"x": (0.05, 0), **dict.fromkeys(("s", "rows", "y"), unit)}
     ranges |= dict.fromkeys(("product", "positive", "z"), product)
@@ -254,3 +258,22 @@ def test_a_product_between_reshapes_takes_its_rows_under_the_shape_they_have(  #
     assert operators(path)["RESHAPE"] == (0 if (*rows, 6) == behind else 1)
     seen, expected = TFLiteSession(path).run(feeds)["y"], reference(quantized, feeds)["y"]
     assert np.abs(seen - expected).max() <= 2.001 / 256
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul"])
+@pytest.mark.parametrize("wide", [(2, 3, 2, 2, 3, 2), (1, 3, 2, 1, 3, 1)])
+def test_integers_of_six_axes_keep_the_scale_of_their_result(  # noqa: PLR0917 - a case and its fixtures
+    operator: str,
+    wide: Sequence[int],
+    model_of: Callable[..., onnx.ModelProto],
+    quantize: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    reference: Callable[..., dict[str, Any]],
+) -> None:
+    other = (2, 1, 2, 2, 1, 2)
+    model = model_of([helper.make_node(operator, ["x", "z"], ["y"])], {"x": wide, "z": other}, ["y"])
+    quantized = quantize(model, {"x": (0.02, 3), "z": (0.03, -5), "y": (0.07, 11)})
+    feeds = {"x": RNG.normal(size=wide), "z": RNG.normal(size=other)}
+    feeds = {name: values.astype(np.float32) for name, values in feeds.items()}
+    seen, expected = TFLiteSession(convert(quantized)).run(feeds)["y"], reference(quantized, feeds)["y"]
+    assert np.abs(seen - expected).max() <= 0.07 * 1.001
