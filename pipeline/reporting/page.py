@@ -44,7 +44,6 @@ def render_page(run: Run) -> str:
         "stages": sections.stages(run),
         "commands": sections.commands(run),
     }
-    labelled = run.report.number("reference", "accuracy", "top1") is not None
     return environment.get_template("page.html.j2").render(
         parts,
         name=run.report.text("recipe") or say.UNKNOWN,
@@ -53,7 +52,7 @@ def render_page(run: Run) -> str:
         verdict=sections.verdict(run),
         lead=sections.lead(run),
         sections=[TITLES[part] for part, content in parts.items() if content],
-        quality="top-1" if labelled else "decides as fp32",
+        quality=pictures.HEADINGS[pictures.judged_by(run)],
         variants=pictures.variants(run),
         profiles=pictures.profiles(run),
         inputs=sections.inputs(run),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -13,6 +15,7 @@ from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.distribution import Times, latency_chart, outside, silhouette_chart
 from edgeship.pipeline.reporting.facts import Facts
 from edgeship.pipeline.reporting.run_folder import Run
+from edgeship.pipeline.reporting.sections import noise_of
 from edgeship.pipeline.reporting.tradeoff import Question, Variant, pareto_front, tradeoff_chart
 
 MOST_HISTOGRAMS = 400
@@ -25,6 +28,19 @@ class Picture:
 
     caption: str
     svg: Markup
+
+
+Judge = Literal["top1", "agreement", "sqnr"]
+AXES: Mapping[Judge, str] = {
+    "top1": "top-1 accuracy, %",
+    "agreement": "decides as fp32, %",
+    "sqnr": "signal to noise against fp32, dB",
+}
+HEADINGS: Mapping[Judge, str] = {
+    "top1": "top-1",
+    "agreement": "decides as fp32",
+    "sqnr": "signal to noise against fp32",
+}
 
 
 @dataclass(frozen=True)
@@ -64,21 +80,38 @@ class _Kind:
         return f"{self.target} {'fp32' if self.is_float else 'int8'}"
 
 
+def judged_by(run: Run) -> Judge:
+    """What the artifacts' quality is: top-1, or agreement of decisions, or the noise of outputs that decide nothing."""
+    if run.report.number("reference", "accuracy", "top1") is not None:
+        return "top1"
+    decided = [facts.number("accuracy", "fp32_agreement") for _, facts in run.report.items("targets")]
+    return "sqnr" if decided and all(each is None for each in decided) else "agreement"
+
+
+def _quality(accuracy: Facts, judge: Judge) -> float | None:
+    """An artifact's quality: in percent, or in dB; None where it was not measured, or nothing differs from fp32."""
+    if judge == "top1":
+        return accuracy.number("top1")
+    if judge == "agreement":
+        agreement = accuracy.number("fp32_agreement")
+        return None if agreement is None else 100 * agreement
+    noise = noise_of(accuracy)
+    return noise if noise is not None and math.isfinite(noise) else None
+
+
 def _kinds(run: Run) -> Iterator[_Kind]:
-    """Every variant of the run. The float model's accuracy is that of all fp32 artifacts."""
-    reference = run.report.at("reference", "accuracy")
-    labelled = reference.number("top1") is not None
+    """Every variant of the run. The float model's accuracy is that of all fp32 artifacts; it has no noise."""
+    reference, judge = run.report.at("reference", "accuracy"), judged_by(run)
+    labelled = judge == "top1"
     for series, (target, facts) in enumerate(run.report.items("targets")):
         accuracy = facts.at("accuracy")
-        agreement = accuracy.number("fp32_agreement")
-        quality = accuracy.number("top1") if labelled else (None if agreement is None else 100 * agreement)
         yield _Kind(
             target,
             series,
             False,
             facts.number("bytes"),
             facts.number("latency", "median_ms"),
-            quality,
+            _quality(accuracy, judge),
             accuracy.pair("interval") if labelled else None,
         )
         if facts.number("fp32_bytes") is not None:
@@ -88,15 +121,14 @@ def _kinds(run: Run) -> Iterator[_Kind]:
                 True,
                 facts.number("fp32_bytes"),
                 facts.number("latency", "fp32_median_ms"),
-                reference.number("top1") if labelled else 100.0,
+                reference.number("top1") if labelled else 100.0 if judge == "agreement" else None,
                 reference.pair("interval") if labelled else None,
             )
 
 
 def tradeoffs(run: Run) -> list[Picture]:
     """Accuracy against latency and against size."""
-    labelled = run.report.number("reference", "accuracy", "top1") is not None
-    quality = "top-1 accuracy, %" if labelled else "decides as fp32, %"
+    quality = AXES[judged_by(run)]
     largest = max((kind.size or 0.0 for kind in _kinds(run)), default=0.0)
     size_unit, size_name = (1024.0, "KiB") if largest < 4 * 1024**2 else (1024.0**2, "MiB")
     questions = {
@@ -123,6 +155,7 @@ def _as_variants(kinds: Iterable[_Kind], attribute: str) -> list[Variant]:
 def variants(run: Run) -> list[VariantRow]:
     """The same in numbers."""
     kinds = list(_kinds(run))
+    shown = say.decibels if judged_by(run) == "sqnr" else say.percent
     best = {
         attribute: {each.name for each in pareto_front(_as_variants(kinds, attribute))}
         for attribute in ("latency", "size")
@@ -130,7 +163,7 @@ def variants(run: Run) -> list[VariantRow]:
     return [
         VariantRow(
             kind.name,
-            say.percent(kind.quality),
+            shown(kind.quality),
             say.milliseconds(kind.latency),
             say.size(kind.size),
             ", ".join(word for word in ("latency", "size") if kind.name in best[word]) or say.UNKNOWN,

@@ -151,6 +151,13 @@ def _size(facts: Facts) -> Stat | None:
     return Stat("Size", say.size(size), change)
 
 
+def noise_of(accuracy: Facts) -> float | None:
+    """The signal to noise of an artifact's worst output, in dB: see `worst_sqnr`."""
+    keys = ("max_abs", "sqnr_db")
+    outputs = {name: {key: output.number(key) for key in keys} for name, output in accuracy.items("outputs")}
+    return worst_sqnr({"outputs": outputs})
+
+
 def _accuracy(facts: Facts, reference: Facts) -> Stat | None:
     top1, n = facts.number("top1"), facts.number("n")
     if top1 is None:
@@ -159,9 +166,7 @@ def _accuracy(facts: Facts, reference: Facts) -> Stat | None:
             return Stat(
                 "Agreement", say.share(agreement), f"decides as fp32 does, on {say.count(n)} samples without labels"
             )
-        keys = ("max_abs", "sqnr_db")
-        outputs = {name: {key: output.number(key) for key in keys} for name, output in facts.items("outputs")}
-        ratio = worst_sqnr({"outputs": outputs})
+        ratio = noise_of(facts)
         if ratio is None:
             return None
         seen = "equal" if ratio == math.inf else f"{ratio:.1f} dB"
@@ -255,7 +260,9 @@ def lead(run: Run) -> list[str]:
     if reference.number("accuracy", "n"):
         words.append(f"judged on {say.count(reference.number('accuracy', 'n'))} {reference.text('data') or ''} samples")
     if run.report.text("machine", "cpu", "model"):
-        words.append(f"measured on {run.report.text('machine', 'cpu', 'model')}")
+        device = run.report.text("device") or "host"
+        place = "" if device == "host" else f", {device}"
+        words.append(f"measured on {run.report.text('machine', 'cpu', 'model')}{place}")
     return words
 
 

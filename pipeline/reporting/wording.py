@@ -33,6 +33,11 @@ def percent(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f} %"
 
 
+def decibels(value: float | None) -> str:
+    """A ratio in dB."""
+    return UNKNOWN if value is None else f"{value:.1f} dB".replace("-", MINUS)
+
+
 def share(value: float | None) -> str:
     """A share of 1 as a percentage, which says 100 only where it is all."""
     return UNKNOWN if value is None else summary.percent(value)

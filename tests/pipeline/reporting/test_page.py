@@ -58,6 +58,23 @@ def page_of(run: Run) -> Page:
     return Page(render_page(run))
 
 
+def test_artifacts_that_decide_nothing_are_drawn_by_their_noise(run_folder: Path, plain_report: dict[str, Any]) -> None:
+    """A picture or an embedding has neither top-1 nor decisions; fp32 has no noise to draw."""
+    outputs = {name: {"max_abs": 0.1, "sqnr_db": ratio} for name, ratio in (("mask", 31.25), ("depth", 40.0))}
+    plain_report["reference"] = {"accuracy": {"n": 400}, "data": "evaluation"}
+    plain_report["targets"]["tflite"]["accuracy"] = {"n": 400, "fp32_agreement": None, "outputs": outputs}
+    (run_folder / "report.json").write_text(json.dumps(plain_report))
+    page = page_of(open_run(run_folder))
+    assert "signal to noise against fp32, dB" in page.texts
+    assert "31.2 dB" in page.texts
+    assert not [text for text in page.texts if "decides as fp32" in text]
+
+
+def test_the_page_says_on_which_device_it_was_measured(run_folder: Path, plain_report: dict[str, Any]) -> None:
+    (run_folder / "report.json").write_text(json.dumps({**plain_report, "device": "ssh://pi@board"}))
+    assert [text for text in page_of(open_run(run_folder)).texts if text.endswith(", ssh://pi@board")]
+
+
 def test_a_finding_is_told_once(run_folder: Path) -> None:
     """The plan holds it too, in other words."""
     told = [text for text in page_of(open_run(run_folder)).texts if "odd" in text]
