@@ -140,6 +140,9 @@ def _contracted(scope: Scope, a: Term, b: Term, later: Collection[str]) -> Term:
     batch, gone = [x for x in shared if x in later], [x for x in shared if x not in later]
     rows = [label for label in a.labels if label not in shared]
     columns = [label for label in b.labels if label not in shared]
+    is_last = len(a.labels) > 1 and gone == [a.labels[-1]] and a.labels[-2] in rows
+    if is_last and len(columns) == 1 and len(a.labels) <= WIDEST_PRODUCT:
+        return _broadcast_product(scope, a, b, columns[0])
     left, right = _ordered(scope, a, [*batch, *rows, *gone]), _ordered(scope, b, [*batch, *gone, *columns])
     sizes = [a.size(label) for label in batch]
     heights, widths = [a.size(label) for label in rows], [b.size(label) for label in columns]
@@ -153,6 +156,17 @@ def _contracted(scope: Scope, a: Term, b: Term, later: Collection[str]) -> Term:
     tall = _shaped(scope, left.tensor, [*outer, int(np.prod(heights)), depth])
     wide = _shaped(scope, right.tensor, [*outer, depth, int(np.prod(widths))])
     return Term(_shaped(scope, scope.op("MatMul", tall, wide), [*sizes, *heights, *widths]), labels)
+
+
+def _broadcast_product(scope: Scope, a: Term, b: Term, column: str) -> Term:
+    """The product of `a` as it lies, whose last axis vanishes, with matrices of `b`, repeated along axes it has not."""
+    stack, gone = a.labels[:-2], a.labels[-1]
+    batch = [label for label in stack if label in b.labels]
+    right = _ordered(scope, b, [*batch, gone, column])
+    sizes = [b.size(label) if label in b.labels else 1 for label in stack]
+    first = next((place for place, label in enumerate(stack) if label in batch), len(stack))
+    wide = _shaped(scope, right.tensor, [*sizes[first:], b.size(gone), b.size(column)])
+    return Term(scope.op("MatMul", a.tensor, wide), (*a.labels[:-1], column))
 
 
 def expand_det(scope: Scope, node: Node) -> Sequence[Tensor | None]:

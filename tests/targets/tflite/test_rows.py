@@ -277,3 +277,21 @@ def test_integers_of_six_axes_keep_the_scale_of_their_result(  # noqa: PLR0917 -
     feeds = {name: values.astype(np.float32) for name, values in feeds.items()}
     seen, expected = TFLiteSession(convert(quantized)).run(feeds)["y"], reference(quantized, feeds)["y"]
     assert np.abs(seen - expected).max() <= 0.07 * 1.001
+
+
+@pytest.mark.parametrize("equation", ["bhwc,hkc->bhwk", "bhwc,ck->bhwk", "bhwc,bkc->bhwk"])
+def test_a_contraction_of_the_last_axis_moves_no_data(
+    equation: str,
+    model_of: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Counter[str]],
+    reference: Callable[..., dict[str, Any]],
+) -> None:
+    sizes = {"b": 2, "h": 3, "w": 4, "c": 5, "k": 6}
+    weights = RNG.normal(size=[sizes[label] for label in equation[5:].partition("-")[0]]).astype(np.float32)
+    nodes = [helper.make_node("Einsum", ["x", "weights"], ["y"], equation=equation)]
+    model = model_of(nodes, {"x": (2, 3, 4, 5)}, ["y"], {"weights": weights})
+    path = convert(model, io_layout="nchw")
+    assert operators(path)["TRANSPOSE"] == 0
+    feeds = {"x": RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)}
+    np.testing.assert_allclose(TFLiteSession(path).run(feeds)["y"], reference(model, feeds)["y"], atol=1e-5)
