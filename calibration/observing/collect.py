@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import onnx_ir as ir
@@ -100,12 +100,13 @@ def observe(  # noqa: PLR0913, PLR0917 - as `collect`
     total = len(samples) if isinstance(samples, Sized) else 0
     inside = _Inside(model, statistics, glimpses or {}, open_model, total)
     done = 0
-    for sample, values in _ahead(samples, inside.values_of):
-        inside.show(sample, done, values)
-        done += 1
-        inside.narrow(done)
-        if progress is not None:
-            progress(done, total, "calibrate")
+    with ThreadPoolExecutor(1) as opener:
+        for sample, values in _ahead(samples, inside.values_of):
+            inside.show(sample, done, values)
+            done += 1
+            inside.narrow(done, opener)
+            if progress is not None:
+                progress(done, total, "calibrate")
     if done == 0:
         raise InputError(
             "there are no calibration samples; at least one is needed to know the ranges of the activations"
@@ -133,6 +134,7 @@ class _Inside:
         self._expose = Exposer(model)
         self._whole = self._open([*statistics, *(name for name in glimpses if name not in statistics)])
         self._few, self._moving = self._whole, list(statistics)
+        self._opening: Future[tuple[Session | None, list[str]]] | None = None
         self._bounds = _bounds(model, statistics)
         self._sizes: dict[str, int] = {}
 
@@ -145,17 +147,24 @@ class _Inside:
         try:
             self._update(sample, index, values)
         except InputError:
-            if len(values) < len(self._run(self._whole, sample)):  # what is wrong began at a tensor left inside
-                self._update(sample, index, self._run(self._whole, sample))
+            whole = self._run(self._whole, sample)
+            if len(values) < len(whole):  # it may have begun at a tensor that was left inside
+                self._update(sample, index, whole)
             raise
 
-    def narrow(self, done: int) -> None:
-        """Nothing; after 1, 2, 4, 8 ... samples, what can no longer matter is left inside where that is worth it."""
-        if done & (done - 1) or (self._total and done >= self._total // 2) or not self._bounds:
+    def narrow(self, done: int, opener: Executor) -> None:
+        """Nothing; after 1, 2, 4, 8 ... samples, what can no longer matter is left inside where that is worth it.
+
+        The samples go on in the last session until `opener` has the next one.
+        """
+        if self._opening is not None and self._opening.done():
+            (self._few, self._moving), self._opening = self._opening.result(), None
+        late = self._total and done >= self._total // 2
+        if done & (done - 1) or late or self._opening is not None or not self._bounds:
             return
         moving = [name for name in self._moving if not self._has_settled(name)]
         if self._size(moving) <= _WORTH * self._size(self._moving):
-            self._few, self._moving = self._open(moving), moving
+            self._opening = opener.submit(lambda: (self._open(moving), moving))
 
     def _update(self, sample: Feeds, index: int, values: Mapping[str, Array]) -> None:
         for name, each in self._statistics.items():
