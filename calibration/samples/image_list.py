@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from os.path import splitext
 from pathlib import Path, PurePosixPath
 
 from edgeship.calibration.errors import InputError
@@ -51,7 +50,7 @@ def list_folder(tree: FileTree, labelling: Labelling = Labelling()) -> list[Imag
     it names files by path in the folder, or by name alone.
     """
     classes = labelling.names
-    names = [name for name in tree.files() if splitext(name)[1].lower() in SUFFIXES]
+    names = [name for name in tree.files() if name[name.rfind(".") :].lower() in SUFFIXES]
     if not names:
         raise InputError(f"{tree.where} holds no images ({', '.join(sorted(SUFFIXES))})")
     if labelling.file is not None:
