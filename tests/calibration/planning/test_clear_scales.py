@@ -55,6 +55,23 @@ def test_both_operands_of_a_chain_of_sums(build: Callable[..., ir.Model], quanti
         assert inner == pytest.approx(np.rint(inner), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("text", "small", "grows"),
+    [
+        ("h = HardSwish(x) b = Mul(h, k) y = Add(h, b)", "b", True),
+        ("h = HardSwish(x) n = Mul(h, k) b = Conv(n, w) y = Add(b, n)", "n", False),
+    ],
+)
+def test_what_is_small_beside_a_sum_stays_fine_for_its_other_readers(
+    text: str, small: str, grows: bool, build: Callable[..., ir.Model], quantized: Any
+) -> None:
+    weights = {"w": np.full((4, 4, 1, 1), 300.0)} if "w)" in text else {}
+    plan = planned(build, quantized, text, k=np.array([1e-3]), **weights)
+    place = scale(plan, small) / scale(plan, "y") * ODD
+    assert place < 10
+    assert (place == pytest.approx(round(place), abs=1e-3)) == grows
+
+
 def test_a_constant_that_is_added(build: Callable[..., ir.Model], quantized: Any) -> None:
     plan = planned(build, quantized, "h = HardSwish(x) y = Add(h, k)", k=np.linspace(-1, 1, 4).reshape(1, 4, 1, 1))
     place = scale(plan, "k") / scale(plan, "y") * ODD
