@@ -9,9 +9,9 @@ CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
 from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
-ResNet-20 from the network of the data folder. Where much is removed from ResNet-56, the maps at the end of its stages
-are taught too. Channels go in three steps, a third of the way each, with trainings that together make up the budget:
-two of one epoch, and the rest; single weights go little by little over the first three epochs in five.
+ResNet-20 from the network of the data folder. Channels and single weights go in three steps, a third of the way each,
+with trainings that together make up the budget: two of one epoch, and the rest. Blocks and channels together go at
+once, and the maps at the end of the stages are taught as well.
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.
@@ -70,16 +70,14 @@ SOFT = [
     *TEACHER,
 ]
 SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", *TEACHER]
-SHARE_OF_FADE = 0.6
-"""Of the epochs."""
 SHALLOW = ["compress.prune.kind=blocks", "compress.prune.max_bytes=2100000", "compress.prune.batches=4", *TEACHER]
 METHODS: dict[str, dict[str, list[str]]] = {
     "resnet56": {
         "dense": [],
-        "structured": [*HALF, *HINTS],
+        "structured": HALF,
         "mixed": [*MIXED, *FASTER, *HINTS],
         "soft": SOFT,
-        "unstructured": [*SPARSE, *HINTS],
+        "unstructured": SPARSE,
         "chain": SHALLOW,
     },
     "resnet20": {
@@ -92,7 +90,7 @@ METHODS: dict[str, dict[str, list[str]]] = {
 }
 """The chain takes out residual blocks, until 2.1 MB of float weights are left, and is judged by its int8 artifacts."""
 
-STEPS = 3
+GRADUAL, STEPS = ("structured", "unstructured"), 3
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,8 @@ class One:
             f"compress.training.seed={self.seed}",
             *METHODS[self.network][self.method],
         ]
-        if self.method == "structured":
+        if self.method in GRADUAL:
             sets += [f"compress.prune.steps={STEPS}", f"compress.training.epochs={max(1, size.epochs - STEPS + 1)}"]
-        if self.method == "unstructured":
-            sets.append(f"compress.prune.fade_epochs={max(1, round(SHARE_OF_FADE * size.epochs))}")
         if self.network == "resnet56" and TEACHER[0] in sets:
             dense = One(self.network, "dense", self.seed).folder(out, budget).resolve()
             sets.append(f"compress.distill.teacher.weights={dense / '1-compress' / 'weights.safetensors'}")
