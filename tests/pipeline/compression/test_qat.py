@@ -92,7 +92,7 @@ def test_without_labels_the_model_gets_closer_to_the_float_one(
     model: ir.Model, quantized: Callable[..., Quantized], train: Train
 ) -> None:
     before = coarser(quantized(), weights=12)
-    after = train(before, "epochs = 8\nlr = 0.3").result
+    after = train(before, "epochs = 8\nlr = 0.1").result
     assert noise(model, after.models["full"]) < 0.6 * noise(model, before.models["full"])
     assert before.plan.int8_nodes == after.plan.int8_nodes
     activations = after.plan.activations
@@ -119,7 +119,7 @@ def test_scales_that_fit_badly_are_learnt_but_for_those_of_inputs(
     model: ir.Model, quantized: Callable[..., Quantized], train: Train
 ) -> None:
     before = coarser(quantized(), activations=3)
-    after = train(before, "epochs = 10\nlr = 0.2\nlearn_scales = true").result
+    after = train(before, "epochs = 20\nlr = 0.2\nlearn_scales = true").result
     assert noise(model, after.models["full"]) < 0.7 * noise(model, before.models["full"])
     activations = after.plan.activations
     assert activations["image"].same_as(before.plan.activations["image"])
