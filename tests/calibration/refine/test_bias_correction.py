@@ -66,7 +66,8 @@ def test_the_mean_of_every_output_channel_is_kept(
     plan, _ = quantized(model, shots=shots)
     step = float(plan.activations["y"].scale)
     corrected, plain = shift(), shift(refinements=())
-    assert corrected.max() < 0.2 * step
+    # a matrix product has one value of a channel for each sample: the rounding of its inputs averages out less
+    assert corrected.max() < (0.2 if kind == "gemm" else 0.06) * step
     assert corrected.sum() < 0.5 * plain.sum()
 
 

@@ -80,9 +80,7 @@ def test_rounding_costs_the_output_less_on_samples_it_has_not_seen(
         plans = [quantized(each, shots=seen, weights=scheme, refinements=refinements)[0] for each in models]
         return sum(weight_error(each, plan, others, run_exactly) for each, plan in zip(models, plans, strict=True))
 
-    model = models[0]
-    nine_weights = model.graph[0].op_type == "Conv" and read_layer(model.graph[0]).weights.shape[1] == 1
-    assert error("gptq") < (0.9 if nine_weights else 0.5) * error("bias_correction")
+    assert error("gptq") < (0.9 if has_nine_weights(models[0]) else 0.5) * error("bias_correction")
 
 
 def test_pairs_stay_within_their_limit(build: Callable[..., ir.Model], quantized: Any, smooth: Any) -> None:
@@ -146,7 +144,12 @@ def test_long_rows_are_cut_into_blocks(
         return sum(weight_error(each, plan, others, run_exactly) for each, plan in zip(models, plans, strict=True))
 
     plain, rounded = error("bias_correction"), error("gptq")
-    assert rounded < 0.9 * plain
+    assert rounded < (0.9 if has_nine_weights(models[0]) else 0.6) * plain
+
+
+def has_nine_weights(model: ir.Model) -> bool:
+    """Whether each output has so few weights that rounding them together gains little."""
+    return model.graph[0].op_type == "Conv" and read_layer(model.graph[0]).weights.shape[1] == 1
 
 
 def test_inputs_that_do_not_correlate_leave_plain_rounding() -> None:
