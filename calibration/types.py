@@ -161,7 +161,7 @@ class QuantPlan:
     `activations`: value name -> parameters. `weights`: initializer name -> integers. `biases`: node name -> integers (a
     bias belongs to its node, since its scale is `s_x * s_w`). `folded`: value name -> the value whose range it lives in
     (a Conv's output before its Relu). `stays_float`: value name -> why. `int8_nodes`: names of the nodes that run on
-    integers, in order.
+    integers, in order. `float_nodes`: name of each other node -> why.
 
     A constant operand that is not a weight (an Add's initializer) is under `weights` too, with the activations' format.
 
@@ -175,6 +175,7 @@ class QuantPlan:
     folded: Mapping[str, str] = field(default_factory=dict)
     stays_float: Mapping[str, str] = field(default_factory=dict)
     int8_nodes: tuple[str, ...] = ()
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
     wide_nodes: tuple[str, ...] = ()
     recast: Mapping[str, QuantParams] = field(default_factory=dict)
 

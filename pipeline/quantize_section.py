@@ -23,7 +23,8 @@ class QuantizeOverride(Section):
 
     pattern: str = Field(
         min_length=1,
-        description="a glob of tensor names; with `float`, `int16` and `weight_algorithm`, of node names too",
+        description="a glob of tensor names; with `float`, `int16` and `weight_algorithm`, of names of nodes and of "
+        "layers' weights too",
     )
     algorithm: str | None = Field(default=None, description="the range algorithm for these tensors")
     weight_algorithm: str | None = Field(

@@ -148,6 +148,7 @@ def _target_facts(recipe: Recipe, name: str, folders: Mapping[str, Path]) -> dic
         parity = dict(results["parity"])
         facts["int8_share"] = parity.pop("int8_share")
         facts["float_layers"] = parity.pop("float_layers")
+        facts["float_reasons"] = parity.pop("float_reasons")
         parity.pop("layers", None)  # they stay in parity.json
         facts["parity"] = parity
     if "accuracy" in results:

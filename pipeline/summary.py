@@ -263,10 +263,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
                 f"{name}: {len(layers)} layers can clip on x86 without VNNI: {named}{more}; "
                 f'{saturation["layers_clipping"]} do on the samples; quantize.weights = "auto" prevents it'
             )
-        floats = facts.get("float_layers", [])
-        if floats:
-            more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
-            lines.append(f"{name}: executed in float: {', '.join(floats[:3])}{more}")
+        lines += [f"{name}: executed in float: {text}" for text in _floats(facts)]
         times = {each["name"]: each for each in decisions(report).get(name, {}).get("times", [])}
         if any(each["noisy"] for each in times.values()):
             lines.append(
@@ -276,6 +273,21 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         if facts.get("latency", {}).get("noisy"):
             lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
     return lines
+
+
+def _floats(facts: Mapping[str, Any]) -> list[str]:
+    """The layers that run in float for one reason each, with the reason."""
+    if "float_reasons" not in facts:  # a report of an edgeship that did not ask why
+        return [_first_of(facts["float_layers"])] if facts.get("float_layers") else []
+    by_reason: dict[str | None, dict[str, None]] = {}
+    for each in facts["float_reasons"]:
+        by_reason.setdefault(each["reason"], {})[each["node"] or each["layer"]] = None
+    return [f"{_first_of(list(names))}{'' if why is None else f': {why}'}" for why, names in by_reason.items()]
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def _cure(part: str, note: Mapping[str, Any]) -> str:

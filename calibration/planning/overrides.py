@@ -82,8 +82,8 @@ class Override:
 def rules_with_floats(model: ir.Model, rules: QuantRules, overrides: Sequence[Override]) -> QuantRules:
     """The rules under which the nodes that `overrides` keep float are float. Raises InputError for a pattern in vain.
 
-    A node matches by its own name or by that of a tensor it makes. A Relu or Clip and the node whose range it lives in
-    go together.
+    A node matches by its own name, by that of a tensor it makes, or by that of its weights. A Relu or Clip and the
+    node whose range it lives in go together.
     """
     wanted = [each for each in overrides if each.stays_float]
     if not wanted:
@@ -112,13 +112,19 @@ def kept_by(override: Override) -> str:
 
 
 def matching_nodes(model: ir.Model, override: Override) -> list[ir.Node]:
-    """The nodes that the pattern names, by their own name or by a tensor they make. Raises InputError for none."""
-    names = {node_key(node): node for node in model.graph}
-    names |= {value_name(value): node for node in model.graph for value in node.outputs if value.name}
-    found = {node: None for name, node in names.items() if fnmatchcase(name, override.pattern)}
+    """The nodes that the pattern names: by their own name, a tensor they make, or a layer's weights.
+
+    Raises InputError for none.
+    """
+    called: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        values = [*node.outputs, *(node.inputs[1:2] if node.op_type in MAC_OPERATORS else ())]
+        for name in {node_key(node), *(value.name for value in values if value is not None and value.name)}:
+            called.setdefault(name, []).append(node)
+    found = {node for name, nodes in called.items() if fnmatchcase(name, override.pattern) for node in nodes}
     if not found:
-        raise _in_vain(override, names, "tensor or node")
-    return list(found)
+        raise _in_vain(override, called, "tensor, node or weights")
+    return [node for node in model.graph if node in found]
 
 
 def wide_nodes(model: ir.Model, plan: QuantPlan, overrides: Sequence[Override]) -> set[str]:

@@ -99,6 +99,7 @@ def make_plan(
         folded=folded,
         stays_float=_stays_float(model, selection, {*activations, *folded}),
         int8_nodes=_int8_nodes(selection, rules, folded),
+        float_nodes={node_key(node): reason for node, reason in selection.reasons.items()},
     )
 
 

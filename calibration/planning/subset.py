@@ -47,6 +47,7 @@ def restricted(model: ir.Model, plan: QuantPlan, nodes: Collection[str]) -> Quan
         biases={key: bias for key, bias in plan.biases.items() if key in nodes},
         folded=folded,
         stays_float={},
+        float_nodes={},
         int8_nodes=tuple(key for key in plan.int8_nodes if key in nodes),
         wide_nodes=tuple(key for key in plan.wide_nodes if key in nodes),
         recast={name: params for name, params in plan.recast.items() if name in names},

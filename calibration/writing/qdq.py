@@ -28,6 +28,8 @@ from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, Qu
 
 PLAN_KEY = "edgeship.plan"
 FACTS_KEY = "edgeship.quantization"
+FLOAT_KEY = "edgeship.float"
+"""Metadata: JSON, why nodes stay float -> the names of these nodes."""
 WEIGHTS_KEY = "edgeship.weights"
 """Metadata: "unsigned" asks targets that can for uint8 weights, q + 128 with zero point 128, the same numbers."""
 WIDE_OPSET = 21
@@ -38,7 +40,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, facts: Mapping[str, str | int |
     """A new QDQ model; `model` is not modified.
 
     The plan's digest goes into the metadata under `edgeship.plan`, `facts` (how the plan was made) and counts as JSON
-    under `edgeship.quantization`. Raises StageError when the plan was made for another graph.
+    under `edgeship.quantization`, why nodes stay float under `edgeship.float`. Raises StageError when the plan was
+    made for another graph.
     """
     copy = model.clone()
     writer = _Writer(copy.graph, plan)
@@ -50,7 +53,18 @@ def apply_plan(model: ir.Model, plan: QuantPlan, facts: Mapping[str, str | int |
     counts = {"int8_nodes": len(plan.int8_nodes), "float_tensors": len(plan.stays_float)}
     copy.metadata_props[PLAN_KEY] = plan.digest()
     copy.metadata_props[FACTS_KEY] = json.dumps({**(facts or {}), **counts}, sort_keys=True)
+    if plan.float_nodes:
+        reasons: dict[str, list[str]] = {}
+        for node, reason in plan.float_nodes.items():
+            reasons.setdefault(reason, []).append(node)
+        copy.metadata_props[FLOAT_KEY] = json.dumps(reasons)
     return copy
+
+
+def float_nodes(model: ir.Model) -> dict[str, str]:
+    """Why nodes of a model that `apply_plan` made stay float, by node name."""
+    reasons = json.loads(model.metadata_props.get(FLOAT_KEY, "{}"))
+    return {node: reason for reason, nodes in reasons.items() for node in nodes}
 
 
 def output_steps(model: ir.Model) -> dict[str, float]:

@@ -53,12 +53,14 @@ def weight_only_plan(
     axes: dict[str, int] = {}
     chosen: list[str] = []
     reasons: dict[str, str] = {}
+    float_nodes: dict[str, str] = {}
     for node in model.graph:
         if node.op_type not in LAYERS:
             continue
         reason = (kept or {}).get(node_key(node)) or why_not_layer(node)
         if reason:
             reasons[value_name(node.outputs[0])] = f"{node_key(node)} ({node.op_type}): {reason}"
+            float_nodes[node_key(node)] = reason
             continue
         layer = read_layer(node)
         name = value_name(layer.weight_value)
@@ -73,7 +75,7 @@ def weight_only_plan(
         raise InputError(
             f"the model has no {', '.join(LAYERS)} whose weights can be int8{': ' + listed if listed else ''}"
         )
-    return QuantPlan({}, constants, {}, stays_float=reasons, int8_nodes=tuple(chosen))
+    return QuantPlan({}, constants, {}, stays_float=reasons, int8_nodes=tuple(chosen), float_nodes=float_nodes)
 
 
 def _rounded(layer: Layer, spec: TensorSpec) -> QuantizedConstant:

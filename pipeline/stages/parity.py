@@ -20,8 +20,10 @@ from edgeship.pipeline.artifacts import artifact_path
 from edgeship.pipeline.compare import Comparison
 from edgeship.pipeline.devices.base import open_device
 from edgeship.pipeline.devices.session import open_on
+from edgeship.pipeline.float_layers import explained
 from edgeship.pipeline.judging import jury_digest, open_jury
 from edgeship.pipeline.quantizing.forms import weights_of
+from edgeship.pipeline.recipe import INTEGER_WEIGHT_MODES
 from edgeship.pipeline.saturation import saturation_facts
 from edgeship.pipeline.stage import Stage, StageContext
 from edgeship.pipeline.workspace import write_json
@@ -74,9 +76,17 @@ def run(context: StageContext) -> None:
             "integer_macs": share.integer_macs,
             "total_macs": share.total_macs,
             "float_layers": list(share.float_layers),
+            "float_reasons": _why_float(recipe, name, share.float_layers, quantized[schemes[name]]),
             **_layers(recipe.parity.layers, files[schemes[name]], artifacts[name], samples),
         }
     write_json(context.folder / "parity.json", {"reference": "qdq", "targets": facts})
+
+
+def _why_float(recipe: Recipe, target: str, layers: Sequence[str], model: ir.Model) -> list[dict[str, Any]]:
+    """What is known of each layer that is float and need not be; nothing where the recipe's mode asks for float."""
+    if not layers or recipe.quantize.mode not in INTEGER_WEIGHT_MODES:
+        return []
+    return [layer.to_json() for layer in explained(layers, model, load(target).notes(model))]
 
 
 def _layers(count: int, reference: Path, artifact: Path, samples: Samples) -> dict[str, Any]:

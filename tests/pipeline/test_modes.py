@@ -112,7 +112,7 @@ def test_an_unknown_mode_lists_those_there_are(model: Path, tiny_data: Path, tmp
             'pattern = "stem"\nalgorithm = "mse"',
             "'stem' is about activations, and mode 'float16' leaves those in float",
         ),
-        ('pattern = "stm"\nfloat = true', "the pattern 'stm' matches no tensor or node"),
+        ('pattern = "stm"\nfloat = true', "the pattern 'stm' matches no tensor, node or weights"),
         ('pattern = "stem"\nzero_point = 3', "zero_point beside scale only|exactly one of algorithm"),
         ('pattern = "stem"\nscale = 0.0', "override.0.scale: seen 0.0; accepted: greater than 0"),
         (

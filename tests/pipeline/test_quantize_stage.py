@@ -115,7 +115,7 @@ def test_wrong_refinements_and_overrides_are_recipe_errors(context: Make, quanti
 
 def test_an_override_that_matches_nothing_names_the_nearest_tensors(context: Make) -> None:
     stage_context, folder = context('[[quantize.override]]\npattern = "stm"\nfloat = true')
-    with pytest.raises(InputError, match=r"the pattern 'stm' matches no tensor or node.*did you mean 'stem'"):
+    with pytest.raises(InputError, match=r"the pattern 'stm' matches no tensor, node or weights.*did you mean 'stem'"):
         STAGE.run(stage_context)
     assert not list(folder.iterdir())
 

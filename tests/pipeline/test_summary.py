@@ -120,6 +120,19 @@ def test_layers_that_can_clip_and_float_layers_and_noise_are_warned_of() -> None
     assert "measure again on a quiet machine" in text
 
 
+def test_float_layers_are_grouped_by_the_reason_and_named_as_nodes() -> None:
+    report = copy.deepcopy(REPORT)
+    kept = [
+        {"layer": f"t{n}/float", "node": f"conv{n} (Conv)", "reason": "the recipe keeps 'conv*' float"}
+        for n in range(5)
+    ]
+    unknown = {"layer": "lstm", "node": None, "reason": None}
+    report["targets"]["tflite"]["float_reasons"] = [*kept, kept[0], unknown]
+    text = printed(report)
+    assert "conv0 (Conv), conv1 (Conv), conv2 (Conv) and 2 more: the recipe keeps 'conv*' float" in text
+    assert "tflite: executed in float: lstm\n" in text
+
+
 def test_numbers_are_said_as_people_say_them() -> None:
     assert [size(n) for n in (0, 1023, 1024, 3 << 20, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "3.0 MiB", "5.00 GiB"]
     assert [milliseconds(n) for n in (0.01234, 0.1234, 12.34)] == ["12.3 us", "0.123 ms", "12.3 ms"]

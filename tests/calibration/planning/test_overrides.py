@@ -80,7 +80,7 @@ def test_a_pinned_range_is_the_range_in_the_plan(net: ir.Model, quantized: Any) 
     assert covered.span == pytest.approx(5.1)
 
 
-@pytest.mark.parametrize("pattern", ["hidden", "first", "Conv_first", "Relu_hidden"])
+@pytest.mark.parametrize("pattern", ["hidden", "first", "Conv_first", "Relu_hidden", "w1"])
 def test_a_tensor_or_node_kept_float_takes_its_relu_along(net: ir.Model, quantized: Any, pattern: str) -> None:
     plan, qdq = quantized(net, overrides=[Override(pattern, stays_float=True)])
     assert plan.int8_nodes[0] == "Conv_second"
@@ -93,7 +93,7 @@ def test_a_tensor_or_node_kept_float_takes_its_relu_along(net: ir.Model, quantiz
     ("wish", "message"),
     [
         (Override("secnd", algorithm="minmax"), "'secnd' matches no tensor with a range.*did you mean 'second'"),
-        (Override("hiden", stays_float=True), "'hiden' matches no tensor or node.*did you mean 'hidden'"),
+        (Override("hiden", stays_float=True), "'hiden' matches no tensor, node or weights.*did you mean 'hidden'"),
         (Override("*9", range=(0.0, 1.0)), r"matches no tensor with a range of its own; there are: first, hidden"),
         (Override("second", algorithm="mae"), "unknown range algorithm 'mae'"),
     ],
