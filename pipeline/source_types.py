@@ -7,6 +7,8 @@ what moves values on the way (Transpose, Slice ...) moves floats, and the Cast t
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,6 +19,8 @@ MOVING = frozenset(
     | {"Transpose", "Unsqueeze"}
 )
 """Operators that give the values of their first input other places, whatever type they have."""
+PIXELS_KEY = "edgeship.pixels"
+"""Metadata: JSON, the names of the inputs that `take_floats` changed."""
 _NUMBERS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
 """Types that a Cast makes of 0..255 alike, from uint8 and from float32."""
 
@@ -58,9 +62,10 @@ def _widened_attribute(node: ir.Node, attribute: ir.Attr) -> ir.Attr:
 def take_floats(model: ir.Model, where: str) -> list[str]:
     """The names of the inputs of uint8, which take the same numbers as float32 in the changed model.
 
-    Raises InputError where the model computes with the integers themselves.
+    They are written into its metadata. Raises InputError where the model computes with the integers themselves.
     """
     pixels = [value for value in model.graph.inputs if value.dtype == ir.DataType.UINT8]
+    names = [str(value.name) for value in pixels]
     for value in pixels:
         waiting = [value]
         while waiting:
@@ -68,7 +73,14 @@ def take_floats(model: ir.Model, where: str) -> list[str]:
             each.dtype = ir.DataType.FLOAT
             for node, place in each.uses():
                 waiting += _moved(node, place, f"{where}: input {value.name!r} is UINT8")
-    return [str(value.name) for value in pixels]
+    if names:
+        model.metadata_props[PIXELS_KEY] = json.dumps(names)
+    return names
+
+
+def takes_pixels(model: ir.Model) -> bool:
+    """Whether an input of the model was one of uint8, so that no other numbers than pixels can be meant for it."""
+    return PIXELS_KEY in model.metadata_props
 
 
 def _moved(node: ir.Node, place: int, where: str) -> list[ir.Value]:

@@ -48,6 +48,7 @@ def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int,
     Raises InputError for samples of a class that the model does not have.
     """
     from edgeship.pipeline.quantizing.plausibility import doubts, other_inputs
+    from edgeship.pipeline.source_types import takes_pixels
 
     field: DataField = "evaluation" if _has_labels(recipe.evaluation_samples(shapes)) else "calibration"
     if recipe.data_path(field) is None or not decides_on_classes(recipe, model):
@@ -61,7 +62,7 @@ def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int,
     samples, classes = opened(recipe.input), classes_of(model)
     if classes > 1:
         check_labels(samples, classes)
-    inputs = () if _are_arrays(recipe, field) else other_inputs(recipe.input)
+    inputs = () if _are_arrays(recipe, field) else other_inputs(recipe.input, pixels=takes_pixels(model))
     return doubts(model, classes, samples, ((text, opened(given)) for text, given in inputs))
 
 

@@ -70,11 +70,16 @@ def doubts(
     return [*notes, *_guessing(sum(right.values()), len(right), classes)]
 
 
-def other_inputs(given: Input) -> Iterator[tuple[str, Input]]:
-    """Other usual ways to make an image an input, each with the lines of the recipe that say it."""
+def other_inputs(given: Input, *, pixels: bool = False) -> Iterator[tuple[str, Input]]:
+    """Other usual ways to make an image an input, each with the lines of the recipe that say it.
+
+    `pixels`: the model scales pixels itself, and takes neither mean nor std.
+    """
     if given.color != "gray":
         other = "bgr" if given.color == "rgb" else "rgb"
         yield f'color = "{other}"', given.model_copy(update={"color": other})
+    if pixels:
+        return
     usual: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
         (given.color, (0.0,), (1.0,)),
         (given.color, (0.0,), (255.0,)),

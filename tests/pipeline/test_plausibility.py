@@ -170,3 +170,15 @@ def test_evaluate_notes_the_number_of_class_folders_too(project: Path) -> None:
     result = run("evaluate", project.parent / "model.onnx", "--data", project.parent / "two", "--recipe", project)
     assert result.exit_code == 0, result.stderr
     assert "2 folders, 3 classes" in result.stderr
+
+
+def test_mean_and_std_are_not_proposed_to_a_model_that_takes_pixels(project: Path) -> None:
+    path = project.parent / "model.onnx"
+    (settings,) = notes(project, "input={}")
+    assert "std = [255.0]" in settings["rule"]
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.node[0].input[0] = "floats"
+    model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT))
+    onnx.save(model, path)
+    assert not any(INPUT in note["rule"] for note in notes(project, "input={}"))
