@@ -54,7 +54,8 @@ def open_source_session(recipe: Recipe) -> Session:
         from edgeship.pipeline.onnx_source import read_source
         from edgeship.targets.onnxruntime import open_reference
 
-        return open_reference(to_bytes(read_source(path, recipe.input.shape, recipe.input.name).model), 1)
+        source = read_source(path, recipe.input.shape, recipe.input.name, recipe.input.others)
+        return open_reference(to_bytes(source.model), 1)
     return open_torch_source(recipe)
 
 
@@ -76,7 +77,7 @@ def open_torch_source(recipe: Recipe) -> TorchSession:
     else:
         place = path if path is not None else recipe.model.source.rpartition(":")[0]
         source = build_module(place, factory, recipe.model.args, recipe.weights_path, recipe.model.weights_key)
-    return open_torch(source, recipe.input.shape, recipe.input.name)
+    return open_torch(source, recipe.input.shape, recipe.input.name, recipe.input.others)
 
 
 def build_module(

@@ -34,10 +34,16 @@ class OnnxSource:
     pixels: Sequence[str]
 
 
-def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name: str | None = None) -> OnnxSource:
+def read_source(
+    path: Path,
+    shape: Sequence[int | str] | None = None,
+    input_name: str | None = None,
+    others: Mapping[str, Sequence[int | str]] | None = None,
+) -> OnnxSource:
     """The model in the file with `shape` (batch first; "dynamic" keeps it symbolic) for its input, its own opset kept.
 
-    What is float16 in the file is float32 here, and so are inputs of uint8 that the model itself makes floats.
+    `others`: shapes of further inputs, by name. What is float16 in the file is float32 here, and so are inputs of uint8
+    that the model itself makes floats.
     Without a shape a symbolic batch becomes 1. Raises InputError where the file is no usable model or does not fit.
     """
     model = load_onnx(path)
@@ -48,9 +54,9 @@ def read_source(path: Path, shape: Sequence[int | str] | None = None, input_name
     run_passes(model, passes.InlinePass(), passes.RemoveInitializersFromInputsPass())
     _check_training(model, path)
     half, pixels = widen(model), take_floats(model, str(path))
-    name = _main_input(model, path, input_name)
+    shapes = _shapes(model, path, _main_input(model, path, input_name), shape, others or {})
     for value in model.graph.inputs:
-        _fix_shape(value, shape if value.name == name else None, path)
+        _fix_shape(value, *shapes[str(value.name)], path)
     forget_shapes(model)
     return OnnxSource(model, half, pixels)
 
@@ -149,6 +155,25 @@ def _main_input(model: ir.Model, path: Path, wanted: str | None) -> str:
     return wanted
 
 
+def _shapes(
+    model: ir.Model,
+    path: Path,
+    main: str,
+    shape: Sequence[int | str] | None,
+    others: Mapping[str, Sequence[int | str]],
+) -> dict[str, tuple[Sequence[int | str] | None, str]]:
+    """The recipe's shape of each input, by name, and where the recipe says it."""
+    names = [str(value.name) for value in model.graph.inputs]
+    for name in others:
+        if name not in names or name == main:
+            free = [each for each in names if each != main]
+            raise InputError(
+                f"{path} has no further input {name!r} (input.others); there are: {', '.join(free) or 'none'}"
+            )
+    places = {name: (others.get(name), f"input.others.{name}") for name in names}
+    return {**places, main: (shape, "input.shape")}
+
+
 def _cure(dtype: ir.DataType | None) -> str:
     """What to do about an input of a type that a float model has not."""
     if dtype is not None and dtype.is_floating_point():
@@ -158,15 +183,15 @@ def _cure(dtype: ir.DataType | None) -> str:
     return ""
 
 
-def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -> None:
-    """Sets the sizes of one input from the recipe's; a size that both give must be the same."""
+def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, key: str, path: Path) -> None:
+    """Sets the sizes of one input from the recipe's `key`; a size that both give must be the same."""
     if value.dtype != ir.DataType.FLOAT:
         raise InputError(
             f"{path}: input {value.name!r} is {value.dtype}; accepted: FLOAT, FLOAT16, UINT8{_cure(value.dtype)}"
         )
     if value.shape is None:
         if shape is None:
-            raise InputError(f"{path}: input {value.name!r} has no shape; set input.shape")
+            raise InputError(f"{path}: input {value.name!r} has no shape; set {key}")
         value.shape = ir.Shape([None] * len(shape))
     own = [size if isinstance(size, int) and size > 0 else None for size in value.shape]
     wanted = _wanted(own, shape)
@@ -175,7 +200,7 @@ def _fix_shape(value: ir.Value, shape: Sequence[int | str] | None, path: Path) -
         raise InputError(f"{where}; the recipe's is {list(shape or ())}")
     for place, (given, size) in enumerate(zip(own, wanted, strict=True)):
         if size is None:
-            raise InputError(f"{where}; set input.shape to the sizes it is meant for, such as {_such_as(own)}")
+            raise InputError(f"{where}; set {key} to the sizes it is meant for, such as {_such_as(own)}")
         if given is not None and given != size:
             accepted = f"{given} at place {place}, or a model with a dynamic size there"
             raise InputError(f"{where}; the recipe's is {list(shape or ())}; accepted: {accepted}")

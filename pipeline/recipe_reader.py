@@ -155,7 +155,13 @@ def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
     if (recipe.data.training is None) == (recipe.data.loaders is None):
         seen = "neither is set" if recipe.data.training is None else "both are set"
         problems.append(f"data.training, data.loaders: {seen}; accepted with [compress]: one of them")
-    return problems
+    return [*problems, *_several_inputs(recipe, "[compress]")]
+
+
+def _several_inputs(recipe: Recipe, what: str) -> list[str]:
+    """That only networks with one input are trained, where the recipe names others."""
+    others = ", ".join(recipe.input.others)
+    return [f"input.others: seen {others}; {what} trains networks with one input; accepted: none"] if others else []
 
 
 def _qat_problems(recipe: Recipe) -> list[str]:
@@ -163,7 +169,7 @@ def _qat_problems(recipe: Recipe) -> list[str]:
     settings = recipe.quantize.qat
     if settings is None:
         return []
-    problems = []
+    problems = _several_inputs(recipe, "[quantize.qat]")
     own = [name for name in sorted(recipe.targets) if recipe.has_own_form(name)]
     if own:
         problems.append(

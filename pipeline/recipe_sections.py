@@ -55,6 +55,11 @@ class Input(Section):
         default=None,
         description='batch first, NCHW (NHWC if the model has it so); the batch may be "dynamic"; an ONNX file\'s own',
     )
+    others: dict[str, Shape] = Field(
+        default_factory=dict,
+        description="further inputs and their shapes, such as { state = [1, 16] }: arguments of a PyTorch module, by "
+        "name, or sizes that an ONNX file leaves open; samples are then an .npz with a key for each input",
+    )
     mean: PerChannel = Field(default=(0.0,), description="subtracted from each pixel (0..255), per channel")
     std: PerChannel = Field(default=(1.0,), description="divides each pixel after the mean is subtracted, per channel")
     resize: Size | None = Field(default=None, description="the shorter side, or [height, width]")

@@ -1,7 +1,7 @@
 """Returns a PyTorch module as an ONNX model: torch's dynamo exporter first, its TorchScript exporter where that fails.
 
-Both are made to agree on names: the input's is the recipe's or the argument's of `forward`, the outputs' are "output",
-"output_0" ... or the keys of the dictionary that `forward` returns.
+Both are made to agree on names: an input's is that of the argument of `forward` (the main one's the recipe's, where it
+gives one), the outputs' are "output", "output_0" ... or the keys of the dictionary that `forward` returns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.types import Array, TensorInfo
 from edgeship.pipeline.float_check import check_sessions, random_feeds
 from edgeship.pipeline.models import require_torch
+from edgeship.pipeline.module_inputs import module_arguments, program_arguments
 from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form
 
 if TYPE_CHECKING:
@@ -49,15 +50,10 @@ class TorchSession:
     """A PyTorch module (or exported program) behind the Session protocol, with the names that its export gets."""
 
     module: torch.nn.Module
-    input: TensorInfo
+    inputs: tuple[TensorInfo, ...]
     output_names: tuple[str, ...]
     output_shapes: tuple[tuple[int, ...], ...]
     program: ExportedProgram | None = field(default=None, repr=False)
-
-    @property
-    def inputs(self) -> Sequence[TensorInfo]:
-        """The one input."""
-        return (self.input,)
 
     @property
     def outputs(self) -> Sequence[TensorInfo]:
@@ -69,97 +65,70 @@ class TorchSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch. Raises StageError when the model fails on it."""
         torch = require_torch()
-        if set(feeds) != {self.input.name}:
-            raise InputError(f"the PyTorch model takes the input {self.input.name!r}; given: {sorted(feeds)}")
-        data = torch.from_numpy(np.array(feeds[self.input.name]))  # a copy: modules may write into their input
+        names = [info.name for info in self.inputs]
+        if set(feeds) != set(names):
+            raise InputError(f"the PyTorch model takes the inputs {', '.join(names)}; given: {sorted(feeds)}")
+        data = [torch.from_numpy(np.array(feeds[name])) for name in names]  # copies: modules may write into their input
         try:
             with torch.inference_mode(), quiet():
-                flat = _flatten(self.module(data))
+                flat = _flatten(self.module(*data))
         except Exception as error:
-            raise StageError(
-                f"the PyTorch model failed on an input of shape {tuple(data.shape)}: {_short(error)}"
-            ) from error
+            raise StageError(f"the PyTorch model failed on {_shapes(data)}: {_short(error)}") from error
         return {
             name: value.detach().cpu().numpy() for name, value in zip(self.output_names, flat.values(), strict=True)
         }
 
 
 def open_torch(
-    source: torch.nn.Module | ExportedProgram, shape: Sequence[int | str] | None, input_name: str | None = None
+    source: torch.nn.Module | ExportedProgram,
+    shape: Sequence[int | str] | None,
+    input_name: str | None = None,
+    others: Mapping[str, Sequence[int | str]] | None = None,
 ) -> TorchSession:
     """The module in eval mode, tried on one input of `shape` (batch first; the batch may be "dynamic").
 
-    `shape` None takes the shape an exported program was made with. Raises InputError where the module takes other
-    inputs than one tensor of that shape, or returns other things than tensors.
+    `input_name` is what the export calls that input, `others` has the shapes of further arguments by name. An exported
+    program knows its shapes where none is given. Raises InputError where the module takes other inputs than such
+    tensors, or returns other things than tensors.
     """
     torch = require_torch()
     program: Any = None if isinstance(source, torch.nn.Module) else source
     module: Any = source if program is None else _program_module(program)
     if program is not None:
-        shape = shape or _example_shape(program)
-        argument = _only(_program_inputs(program), "the exported program")
+        arguments = program_arguments(program, shape, others or {}, input_name)
     else:
-        argument = _only(_required_arguments(module), f"{type(source).__name__}.forward")
-    if shape is None:
-        raise InputError(
-            "input.shape is not set, and a PyTorch module does not tell it; accepted: such as [1, 3, 224, 224]"
-        )
-    check_batch(shape[0], input_name or argument)
-    dynamic = shape[0] == "dynamic"
-    sizes = (-1 if dynamic else int(shape[0]), *(int(size) for size in shape[1:]))
-    info = TensorInfo(input_name or argument, sizes, np.dtype(np.float32))
-    example = torch.zeros([_DYNAMIC_EXAMPLE if dynamic else sizes[0], *sizes[1:]])
+        arguments = module_arguments(module, shape, others or {}, input_name)
+    inputs = tuple(_info(name, sizes) for name, sizes in arguments)
+    examples = [_example(info) for info in inputs]
     try:
         with torch.inference_mode(), quiet():
-            flat = _flatten(module(example))
+            flat = _flatten(module(*examples))
     except EdgeshipError:
         raise
     except Exception as error:
-        raise InputError(
-            f"the PyTorch model does not take an input of shape {list(example.shape)}: {_short(error)}"
-        ) from error
+        raise InputError(f"the PyTorch model does not take {_shapes(examples)}: {_short(error)}") from error
+    dynamic = any(info.shape[0] < 0 for info in inputs)
     shapes = tuple((-1, *value.shape[1:]) if dynamic else tuple(value.shape) for value in flat.values())
-    names = tuple(f"{name}_output" if name == info.name else name for name in flat)
-    return TorchSession(module, info, names, shapes, program)
+    taken = {info.name for info in inputs}
+    names = tuple(f"{name}_output" if name in taken else name for name in flat)
+    return TorchSession(module, inputs, names, shapes, program)
+
+
+def _info(name: str, sizes: Sequence[int | str]) -> TensorInfo:
+    check_batch(sizes[0], name)
+    batch = -1 if sizes[0] == "dynamic" else int(sizes[0])
+    return TensorInfo(name, (batch, *(int(size) for size in sizes[1:])), np.dtype(np.float32))
+
+
+def _shapes(tensors: Sequence[torch.Tensor]) -> str:
+    listed = " and ".join(str(list(each.shape)) for each in tensors)
+    return f"an input of shape {listed}" if len(tensors) == 1 else f"inputs of the shapes {listed}"
 
 
 def _program_module(program: ExportedProgram) -> torch.nn.Module:
     """The program as a module, without the Python code that guards its sizes (the shape is checked here)."""
     unguarded = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     return program.module(**unguarded)
-
-
-def _program_inputs(program: ExportedProgram) -> list[str]:
-    return [str(name) for name in program.graph_signature.user_inputs]
-
-
-def _example_shape(program: ExportedProgram) -> list[int | str]:
-    name = _only(_program_inputs(program), "the exported program")
-    value = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
-    sizes: list[int | str] = [size if isinstance(size, int) else "dynamic" for size in value.shape]
-    if "dynamic" in sizes[1:]:
-        raise InputError(f"the exported program's input {name!r} has the shape {list(value.shape)}; set input.shape")
-    return sizes
-
-
-def _required_arguments(module: torch.nn.Module) -> list[str]:
-    kinds = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-    )
-    parameters = [each for each in inspect.signature(module.forward).parameters.values() if each.kind in kinds]
-    needed = [each.name for each in parameters if each.default is inspect.Parameter.empty]
-    return needed or [each.name for each in parameters[:1]]
-
-
-def _only(names: Sequence[str], what: str) -> str:
-    if len(names) != 1:
-        raise InputError(
-            f"{what} takes {len(names)} inputs ({', '.join(names)}); accepted: one image tensor; with several, export "
-            "it to ONNX (torch.onnx.export) and give that file as model.source"
-        )
-    return names[0]
 
 
 def _flatten(value: Any, name: str = "output") -> dict[str, torch.Tensor]:
@@ -226,18 +195,17 @@ def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = (
     raise StageError(f"the PyTorch model cannot be exported to ONNX: {'; '.join(reasons)}")
 
 
-def _example(session: TorchSession) -> torch.Tensor:
+def _example(info: TensorInfo) -> torch.Tensor:
     torch = require_torch()
-    batch, *rest = session.input.shape
+    batch, *rest = info.shape
     return torch.zeros([_DYNAMIC_EXAMPLE if batch < 0 else batch, *rest])  # type: ignore[no-any-return]  # torch is imported late, as Any
 
 
 def _dynamo(session: TorchSession) -> bytes:
     torch = require_torch()
-    dynamic = session.input.shape[0] < 0
     options: dict[str, Any] = {
         "dynamo": True,
-        "input_names": [session.input.name],
+        "input_names": [info.name for info in session.inputs],
         "output_names": list(session.output_names),
         "opset_version": OPSET,
         "verbose": False,
@@ -246,9 +214,10 @@ def _dynamo(session: TorchSession) -> bytes:
     if session.program is not None:
         program = torch.onnx.export(session.program, (), **options)
     else:
-        if dynamic:
-            options["dynamic_shapes"] = ({0: torch.export.Dim(BATCH)},)
-        program = torch.onnx.export(session.module, (_example(session),), **options)
+        if any(info.shape[0] < 0 for info in session.inputs):
+            batch = torch.export.Dim(BATCH)
+            options["dynamic_shapes"] = tuple({0: batch} if info.shape[0] < 0 else None for info in session.inputs)
+        program = torch.onnx.export(session.module, tuple(map(_example, session.inputs)), **options)
     if program is None:
         raise StageError("the exporter returned nothing")
     return bytes(program.model_proto.SerializeToString())
@@ -256,16 +225,17 @@ def _dynamo(session: TorchSession) -> bytes:
 
 def _torchscript(session: TorchSession) -> bytes:
     torch = require_torch()
-    names = [session.input.name, *session.output_names]
-    axes = {name: {0: BATCH} for name in names} if session.input.shape[0] < 0 else None
+    names = [info.name for info in session.inputs]
+    dynamic = [info.name for info in session.inputs if info.shape[0] < 0]
+    axes = {name: {0: BATCH} for name in (*dynamic, *session.output_names)} if dynamic else None
     buffer = io.BytesIO()
     torch.onnx.export(
         session.module,
-        (_example(session),),
+        tuple(map(_example, session.inputs)),
         buffer,
         dynamo=False,
-        input_names=names[:1],
-        output_names=names[1:],
+        input_names=names,
+        output_names=list(session.output_names),
         opset_version=OPSET,
         dynamic_axes=axes,
         do_constant_folding=True,
@@ -274,14 +244,15 @@ def _torchscript(session: TorchSession) -> bytes:
 
 
 def _named(model: ir.Model, session: TorchSession) -> ir.Model:
-    """The model in plain form with exactly the session's input and outputs."""
+    """The model in plain form with exactly the session's inputs and outputs."""
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
-    if len(inputs) != 1 or len(outputs) != len(session.output_names):
+    names = [*(info.name for info in session.inputs), *session.output_names]
+    if len(inputs) != len(session.inputs) or len(outputs) != len(session.output_names):
         raise StageError(
             f"the exporter wrote {len(inputs)} inputs and {len(outputs)} outputs; "
-            f"the module has 1 and {len(session.output_names)}"
+            f"the module has {len(session.inputs)} and {len(session.output_names)}"
         )
-    for value, name in zip([*inputs, *outputs], [session.input.name, *session.output_names], strict=True):
+    for value, name in zip([*inputs, *outputs], names, strict=True):
         value.name = name
     for value, shape in zip(outputs, session.output_shapes, strict=True):
         value.shape = ir.Shape([BATCH if size < 0 else size for size in shape])

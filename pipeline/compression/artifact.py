@@ -27,8 +27,9 @@ def float_artifacts(recipe: Recipe, model: nn.Module, targets: Sequence[str]) ->
     from edgeship.pipeline.torch_export import export_torch, open_torch
 
     session = open_torch(model.eval().cpu(), recipe.input.shape, recipe.input.name)
-    shape = [max(1, side) for side in session.input.shape]
-    feeds = [{session.input.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
+    (given,) = session.inputs
+    shape = [max(1, side) for side in given.shape]
+    feeds = [{given.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
     simplified = simplify_model(export_torch(session, feeds).model, feeds=feeds).model
     return {name: load(name).convert(simplified, ConvertOptions()) for name in targets}
 

@@ -67,7 +67,7 @@ def _from_torch(recipe: Recipe, compressed: Path | None) -> Export:
     from edgeship.pipeline.torch_export import export_torch
 
     session = open_torch_source(recipe) if compressed is None else _open_compressed(recipe, compressed)
-    feeds = _golden_feeds(recipe, {session.input.name: session.input.shape})
+    feeds = _golden_feeds(recipe, {info.name: info.shape for info in session.inputs})
     outputs = _run(session, feeds)
     exported = export_torch(session, feeds)
     facts = {"exporter": exported.exporter, "fallback_reason": exported.reason, "largest_error": exported.largest_error}
@@ -89,7 +89,7 @@ def _from_onnx(recipe: Recipe, path: Path) -> Export:
 
     if recipe.weights_path is not None:
         raise InputError(f"{recipe.path.name}: model.weights is set, but {path.name} holds its own weights")
-    source = read_source(path, recipe.input.shape, recipe.input.name)
+    source = read_source(path, recipe.input.shape, recipe.input.name, recipe.input.others)
     shapes = {
         str(value.name): tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
         for value in source.model.graph.inputs
@@ -207,7 +207,8 @@ def _sizes(value: ir.Value) -> list[int | str]:
 
 def _preprocessing_facts(recipe: Recipe, model: ir.Model) -> dict[str, str]:
     """How an image becomes the input, for the model's metadata; nothing for arrays, which come preprocessed."""
-    value = model.graph.inputs[0]
+    name = recipe.input.name
+    value = next((each for each in model.graph.inputs if each.name == name), model.graph.inputs[0])
     sizes = [size if isinstance(size, int) else -1 for size in value.shape or ()]
     if len(sizes) != 4 or (recipe.data.calibration or "").lower().endswith(".npz"):
         return {}

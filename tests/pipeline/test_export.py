@@ -66,8 +66,15 @@ class Neither(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    def forward(self, left, right):
-        return left + right
+    def __init__(self):
+        super().__init__()
+        self.features, self.scales = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+
+    def forward(self, picture, state, gain=None, bias=None):
+        scale = torch.sigmoid(self.scales(state))[:, :, None, None]
+        mixed = (self.features(picture) * scale).mean((2, 3))
+        mixed = mixed if gain is None else mixed * gain
+        return mixed if bias is None else mixed + bias
 
 
 def _seeded(kind):
@@ -84,7 +91,7 @@ def classifier(): return _seeded(Classifier)
 def detector(): return _seeded(Detector)
 def only_traced(): return _seeded(OnlyTraced)
 def neither(): return Neither()
-def two_inputs(): return TwoInputs()
+def two_inputs(): return _seeded(TwoInputs)
 '''
 
 
@@ -94,14 +101,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_recipe(
+def write_recipe(  # noqa: PLR0917 - most tests give the first three
     folder: Path,
     source: str,
     shape: Sequence[int | str] | None = (1, 3, 24, 24),
     more: str = "",
     name: str | None = None,
+    others: str = "",
 ) -> Recipe:
-    lines = [f"shape = {json.dumps(list(shape))}"] if shape is not None else []
+    lines = [f"others = {{ {others} }}"] if others else []
+    lines += [f"shape = {json.dumps(list(shape))}"] if shape is not None else []
     lines += [f'name = "{name}"'] if name is not None else []
     text = (
         f'name = "test"\n[model]\nsource = "{source}"\n[input]\n'
@@ -187,7 +196,7 @@ def test_an_export_that_computes_something_else_is_refused(folder: Path, monkeyp
                     helper.make_node("Expand", ["y", "s"], ["out"]),
                 ],
                 "wrong",
-                [helper.make_tensor_value_info("picture", TensorProto.FLOAT, session.input.shape)],
+                [helper.make_tensor_value_info("picture", TensorProto.FLOAT, session.inputs[0].shape)],
                 [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 5])],
                 [numpy_helper.from_array(np.array([1, 5]), "s")],
             ),
@@ -206,7 +215,11 @@ def test_an_export_that_computes_something_else_is_refused(folder: Path, monkeyp
 @pytest.mark.parametrize(
     ("source", "shape", "message"),
     [
-        ("model.py:two_inputs", (1, 3, 24, 24), "takes 2 inputs"),
+        (
+            "model.py:two_inputs",
+            (1, 3, 24, 24),
+            r"TwoInputs.forward takes 2 inputs \(picture, state\).* such as others = \{ state = \[1, ...\] \}",
+        ),
         ("model.py:classifier", None, "input.shape is not set"),
         ("model.py:classifier", (1, 4, 24, 24), r"does not take an input of shape \[1, 4, 24, 24\]"),
         ("model.py", (1, 3, 24, 24), "names no factory"),
@@ -230,6 +243,64 @@ def test_an_exported_program_is_exported(folder: Path, shape: tuple[int, ...] | 
     data = {"picture": images(1, 3, 24, 24)}
     expected = open_source_session(recipe).run(data)["output"]
     np.testing.assert_allclose(open_reference(to_bytes(result.model)).run(data)["output"], expected, atol=1e-5)
+
+
+STATE = "state = [1, 5]"
+
+
+@pytest.mark.parametrize("source", ["model.py:two_inputs", "model.pt2"])
+@pytest.mark.parametrize("name", [None, "image"])
+def test_a_network_with_several_inputs_is_exported(folder: Path, source: str, name: str | None) -> None:
+    asked = write_recipe(folder, "model.py:two_inputs", others=STATE)
+    module = open_source_session(asked).module  # type: ignore[attr-defined]  # a TorchSession
+    picture, state = images(1, 3, 24, 24), images(1, 5)
+    torch.export.save(torch.export.export(module, (torch.tensor(picture), torch.tensor(state))), folder / "model.pt2")
+    shape, others = (None, "") if source == "model.pt2" else ((1, 3, 24, 24), STATE)
+    result = export_model(write_recipe(folder, source, shape, name=name, others=others))
+    main = name or "picture"
+    assert result.facts["inputs"] == {main: [1, 3, 24, 24], "state": [1, 5]}
+    found = open_reference(to_bytes(result.model)).run({main: picture, "state": state})["output"]
+    with torch.no_grad():
+        expected = module(torch.tensor(picture), torch.tensor(state)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_arguments_with_defaults_are_inputs_where_they_are_named(folder: Path) -> None:
+    result = export_model(write_recipe(folder, "model.py:two_inputs", others=f"gain = [1, 4], {STATE}"))
+    assert list(result.facts["inputs"]) == ["picture", "state", "gain"]
+
+
+def test_several_inputs_have_one_dynamic_batch(folder: Path) -> None:
+    others = 'state = ["dynamic", 5]'
+    recipe = write_recipe(folder, "model.py:two_inputs", ("dynamic", 3, 24, 24), others=others)
+    session = open_reference(to_bytes(export_model(recipe).model))
+    feeds = {"picture": images(3, 3, 24, 24), "state": images(3, 5)}
+    np.testing.assert_allclose(
+        session.run(feeds)["output"], open_source_session(recipe).run(feeds)["output"], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "name", "message"),
+    [
+        ("stat = [1, 5]", None, r"TwoInputs.forward has no input 'stat'.*did you mean 'state'"),
+        (f"bias = [1, 4], {STATE}", None, "takes gain before bias, and nothing is given for it.*gain in input.others"),
+        (f"picture = [1, 3, 24, 24], {STATE}", None, "names every input of TwoInputs.forward"),
+        (STATE, "state", "input.name = 'state' is the name of another input; accepted: 'picture'"),
+        ("state = [1, 4]", None, r"does not take inputs of the shapes \[1, 3, 24, 24\] and \[1, 4\]"),
+        ("state = [2, 5]", None, "input 'state' has a batch of 2"),
+    ],
+)
+def test_other_inputs_that_do_not_fit_are_told(folder: Path, others: str, name: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export_model(write_recipe(folder, "model.py:two_inputs", name=name, others=others))
+
+
+@pytest.mark.parametrize("table", ["compress.training", "quantize.qat"])
+def test_networks_with_several_inputs_are_not_trained(folder: Path, table: str) -> None:
+    message = r"input.others: seen state; \[.*\] trains networks with one input; accepted: none"
+    with pytest.raises(InputError, match=message):
+        write_recipe(folder, "model.py:two_inputs", more=f'[{table}]\n[data]\ntraining = "x"\n', others=STATE)
 
 
 # ---- ONNX files ----------------------------------------------------------------------------------------------------
@@ -304,6 +375,35 @@ def test_a_recipe_that_does_not_fit_the_file_is_told(
     old_file(tmp_path / "model.onnx")
     with pytest.raises(InputError, match=message):
         export_model(write_recipe(tmp_path, "model.onnx", shape, name=name))
+
+
+def two_input_file(path: Path) -> None:
+    nodes = [helper.make_node("Add", ["image", "mask"], ["sum"]), helper.make_node("Relu", ["sum"], ["y"])]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 6, 6])]
+    inputs += [helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["N", 1, "H", "W"])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 6, 6])]
+    graph = helper.make_graph(nodes, "two", inputs, outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def test_the_recipe_says_what_a_further_input_leaves_open(tmp_path: Path) -> None:
+    two_input_file(tmp_path / "model.onnx")
+    result = export_model(write_recipe(tmp_path, "model.onnx", None, others="mask = [1, 1, 6, 6]"))
+    assert result.facts["inputs"] == {"image": [1, 3, 6, 6], "mask": [1, 1, 6, 6]}
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ("", r"input 'mask' has the shape \[N, 1, H, W\]; set input.others.mask to .* such as \[1, 1, 224, 224\]"),
+        ("mask = [1, 3, 6, 6]", r"the recipe's is \[1, 3, 6, 6\]; accepted: 1 at place 1"),
+        ("image = [1, 3, 6, 6]", r"no further input 'image' \(input.others\); there are: mask"),
+    ],
+)
+def test_a_further_input_that_does_not_fit_is_told(tmp_path: Path, others: str, message: str) -> None:
+    two_input_file(tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=message):
+        export_model(write_recipe(tmp_path, "model.onnx", None, others=others))
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx at all", bytes(range(256)) * 8])
