@@ -14,6 +14,7 @@ the largest by the smallest, for memory that does not grow with the images next 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -27,6 +28,10 @@ from typing import Any
 import numpy as np
 
 OURS, PEER, REFINED = "edgeship", "onnxruntime", "edgeship, refinements"
+LIBRARIES = (
+    "onnxruntime.quantization", "PIL.JpegImagePlugin", "threadpoolctl",
+    "edgeship.calibration.quantize", "edgeship.targets.onnxruntime",
+)  # fmt: skip
 PEERS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
@@ -76,11 +81,8 @@ def in_child(arguments: argparse.Namespace, what: str) -> dict[str, float]:
 
 def measure(method: str, algorithm: str, model: Path, data: Path, count: int) -> dict[str, float]:
     """Seconds from the loaded libraries to the ranges, and the peak memory of this process."""
-    import onnxruntime.quantization  # noqa: F401 - loading it is not what is measured
-
-    import edgeship.calibration.quantize
-    import edgeship.targets.onnxruntime  # noqa: F401 - loading it is not what is measured
-
+    for library in LIBRARIES:
+        importlib.import_module(library)
     name, side = input_of(model)
     start = time.perf_counter()
     if method == PEER:

@@ -124,10 +124,10 @@ def calibrate(  # noqa: PLR0913 - seven of eleven are keyword-only options
     wanted: dict[str, list[Statistic]] = {name: [observer] for name, observer in observers.items()}
     silhouettes = {}
     for name, observer in observers.items():
-        extremes = observer if isinstance(observer, Extremes) else None
+        extremes = observer if isinstance(observer, Extremes) else Extremes()
+        if not isinstance(observer, Extremes):
+            wanted[name].append(extremes)
         silhouettes[name] = Silhouette(extremes)
-        if extremes is None:
-            wanted[name].append(silhouettes[name].extremes)
     for each in statistics.values():
         for name, statistic in each.items():
             wanted.setdefault(name, []).append(statistic)

@@ -264,8 +264,11 @@ class Session(Protocol):
         """Outputs by name for one batch of inputs by name."""
 
 
-OpenModel = Callable[[bytes], Session]
-"""Loads a serialized ONNX model for calibration, to be run from several threads; injected: no runtime is named here."""
+class OpenModel(Protocol):
+    """Loads a serialized ONNX model for calibration, to be run from several threads; injected: no runtime is named."""
+
+    def __call__(self, model: bytes, weights: Mapping[str, Array], /) -> Session:
+        """`weights`: by name the values of the initializers that `model` has as external data."""
 
 
 def strictest(rules: Iterable[QuantRules]) -> QuantRules:

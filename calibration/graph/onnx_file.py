@@ -30,8 +30,9 @@ def load_onnx(path: str | Path) -> ir.Model:
     Raises InputError when the file is missing, too large, not ONNX, breaks ONNX's rules, has external data outside its
     own folder or cut short, or weights that are not finite numbers.
     """
-    proto = read_proto(path)
-    _check_rules(proto, Path(path))
+    path = Path(path)
+    proto, content = _read(path)
+    _check_rules(proto, content, path)
     try:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -43,13 +44,18 @@ def load_onnx(path: str | Path) -> ir.Model:
 
 def read_proto(path: str | Path) -> onnx.ModelProto:
     """The parsed file, external data read in after its place was checked. Raises InputError as `load_onnx` does."""
-    path = Path(path)
-    proto = _parsed(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, bytes | None]:
+    """The parsed file, and its content where that still is all there is to know."""
+    content = read_bytes(path)
+    proto = _parsed(content, path)
     if not proto.graph.node or not proto.opset_import:
         raise InputError(f"{path} is not an ONNX model: it has no nodes or names no operator set")
     if not proto.graph.output:
         raise InputError(f"{path} has no outputs; accepted: a model with at least one")
-    _forget_impossible_sizes(proto.graph)
+    as_written = not _forget_impossible_sizes(proto.graph)
     external = _external(proto)
     spans = [_external_span(tensor, path) for tensor in external]
     total = path.stat().st_size + sum(end - start for _, start, end in spans)
@@ -60,20 +66,19 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
         )
     for tensor, span in zip(external, spans, strict=True):
         _read_external(tensor, span)
-    return proto
+    return proto, content if as_written and not external else None
 
 
 def external_files(path: Path) -> list[Path]:
     """The files beside an ONNX model that hold its external data, sorted. Raises InputError as `load_onnx` does."""
-    return sorted({_external_span(tensor, path)[0] for tensor in _external(_parsed(path))})
+    return sorted({_external_span(tensor, path)[0] for tensor in _external(_parsed(read_bytes(path), path))})
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
+def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
     proto = onnx.ModelProto()
-    content = read_bytes(path)
     try:
         proto.ParseFromString(content)
     except (DecodeError, ValueError, RuntimeError) as error:
@@ -88,12 +93,13 @@ def _external(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [tensor for tensor in _tensors(proto.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _forget_impossible_sizes(graph: onnx.GraphProto) -> None:
-    """Makes unknown what some exporters write as 0 or -1: the sizes of inputs that they leave open."""
-    for value in graph.input:
-        for size in value.type.tensor_type.shape.dim:
-            if size.HasField("dim_value") and size.dim_value < 1:
-                size.ClearField("dim_value")
+def _forget_impossible_sizes(graph: onnx.GraphProto) -> bool:
+    """Whether there were any: makes unknown what some exporters write as 0 or -1, the sizes of inputs left open."""
+    sizes = [size for value in graph.input for size in value.type.tensor_type.shape.dim]
+    impossible = [size for size in sizes if size.HasField("dim_value") and size.dim_value < 1]
+    for size in impossible:
+        size.ClearField("dim_value")
+    return bool(impossible)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -150,7 +156,8 @@ def check_finite(model: ir.Model, where: str) -> None:
                 )
 
 
-def _check_rules(proto: onnx.ModelProto, path: Path) -> None:
+def _check_rules(proto: onnx.ModelProto, content: bytes | None, path: Path) -> None:
+    """Raises InputError where the model breaks a rule. `content`, if given, is `proto` serialized."""
     import onnx
 
     for kind, values in (("input", proto.graph.input), ("output", proto.graph.output)):
@@ -167,7 +174,7 @@ def _check_rules(proto: onnx.ModelProto, path: Path) -> None:
                 "export the model to that or an older one, or install a newer onnx"
             )
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(proto if content is None else content)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} breaks the rules of ONNX: {_first_line(error)}") from error
 

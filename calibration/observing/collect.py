@@ -11,11 +11,13 @@ of what a ReLU6 cuts, once 0 and 6 were seen) is left inside for the remaining s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.algorithms import load
@@ -98,13 +100,13 @@ def observe(  # noqa: PLR0913, PLR0917 - as `collect`
     `GLIMPSES` samples at even distances, or for all where their number is not known beforehand.
     """
     total = len(samples) if isinstance(samples, Sized) else 0
-    inside = _Inside(model, statistics, glimpses or {}, open_model, total)
     done = 0
     with ThreadPoolExecutor(1) as opener:
+        inside = _Inside(model, statistics, glimpses or {}, open_model, opener, total)
         for sample, values in _ahead(samples, inside.values_of):
             inside.show(sample, done, values)
             done += 1
-            inside.narrow(done, opener)
+            inside.narrow(done)
             if progress is not None:
                 progress(done, total, "calibrate")
     if done == 0:
@@ -116,12 +118,13 @@ def observe(  # noqa: PLR0913, PLR0917 - as `collect`
 class _Inside:
     """A model whose inner tensors can be seen: all that are asked for, or those only that can still matter."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - as `observe`, and who opens the next session
         self,
         model: ir.Model,
         statistics: Mapping[str, Sequence[Statistic]],
         glimpses: Mapping[str, Statistic],
         open_model: OpenModel,
+        opener: Executor,
         total: int,
     ) -> None:
         self._model = model
@@ -131,12 +134,16 @@ class _Inside:
         self._glimpses = glimpses
         self._every = max(1, -(-total // GLIMPSES))
         self._total = total
-        self._expose = Exposer(model)
-        self._whole = self._open([*statistics, *(name for name in glimpses if name not in statistics)])
-        self._few, self._moving = self._whole, list(statistics)
-        self._opening: Future[tuple[Session | None, list[str]]] | None = None
         self._bounds = _bounds(model, statistics)
-        self._sizes: dict[str, int] = {}
+        self._sizes = _declared_sizes(model)
+        self._moving = list(statistics)
+        self._opener = opener
+        self._opening: Future[Session | None] | None = None
+        self._opened_for: list[str] = []
+        self._expose = Exposer(model)
+        self._open_next([name for name in self._moving if name not in self._bounds])
+        self._whole = self._open([*statistics, *(name for name in glimpses if name not in statistics)])
+        self._few = self._whole
 
     def values_of(self, index: int, sample: Feeds) -> dict[str, Array]:
         """The tensors by name that sample number `index` shows."""
@@ -152,19 +159,25 @@ class _Inside:
                 self._update(sample, index, whole)
             raise
 
-    def narrow(self, done: int, opener: Executor) -> None:
-        """Nothing; after 1, 2, 4, 8 ... samples, what can no longer matter is left inside where that is worth it.
+    def narrow(self, done: int) -> None:
+        """Nothing; what can no longer matter is left inside for the next samples, where that is worth it.
 
-        The samples go on in the last session until `opener` has the next one.
+        The first guess is that all will have settled that can, and its session is opened together with the whole one.
+        Where it is wrong, another one is opened after 1, 2, 4, 8 ... samples, while they go on in the last.
         """
-        if self._opening is not None and self._opening.done():
-            (self._few, self._moving), self._opening = self._opening.result(), None
-        late = self._total and done >= self._total // 2
-        if done & (done - 1) or late or self._opening is not None or not self._bounds:
-            return
         moving = [name for name in self._moving if not self._has_settled(name)]
-        if self._size(moving) <= _WORTH * self._size(self._moving):
-            self._opening = opener.submit(lambda: (self._open(moving), moving))
+        if self._opening is not None:
+            if not self._opening.done():
+                return
+            if set(moving) <= set(self._opened_for):
+                self._few, self._moving, self._opening = self._opening.result(), self._opened_for, None
+        late = self._total and done >= self._total // 2
+        if not done & (done - 1) and not late:
+            self._open_next(moving)
+
+    def _open_next(self, moving: list[str]) -> None:
+        if 0 < self._size(self._moving) * _WORTH >= self._size(moving):
+            self._opening, self._opened_for = self._opener.submit(self._open, moving), moving
 
     def _update(self, sample: Feeds, index: int, values: Mapping[str, Array]) -> None:
         for name, each in self._statistics.items():
@@ -187,7 +200,7 @@ class _Inside:
 
     def _open(self, names: Iterable[str]) -> Session | None:
         inner = [name for name in names if name not in self._inputs]
-        return self._open_model(self._expose(inner)) if inner else None
+        return self._open_model(self._expose(inner), self._expose.weights) if inner else None
 
     def _is_glimpsed(self, index: int) -> bool:
         return bool(self._glimpses) and index % self._every == 0
@@ -202,16 +215,22 @@ class _Inside:
         return sum(self._sizes.get(name, 0) for name in names if name not in self._inputs)
 
 
-def _bounds(model: ir.Model, names: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """What a Relu or Clip cuts the tensors to that it makes, by name.
+def _bounds(model: ir.Model, statistics: Mapping[str, Sequence[Statistic]]) -> dict[str, tuple[float, float]]:
+    """What a Clip cuts the tensors to that can settle, by name.
 
     Not those of the model's outputs, which show whether all numbers are finite.
     """
     outputs = {value_name(value) for value in model.graph.outputs}
-    wanted = set(names) - outputs
+    wanted = {name for name, each in statistics.items() if all(isinstance(one, Settling) for one in each)} - outputs
     made = {value_name(node.outputs[0]): node for node in model.graph if node.op_type in ACTIVATION_OPERATORS}
     found = {name: activation_bounds(node) for name, node in made.items() if name in wanted}
-    return {name: bounds for name, bounds in found.items() if bounds is not None}
+    return {name: bounds for name, bounds in found.items() if bounds is not None and np.isfinite(bounds).all()}
+
+
+def _declared_sizes(model: ir.Model) -> dict[str, int]:
+    """How many values the tensors have of which the model says so, by name."""
+    shapes = {value_name(value): value.shape for node in model.graph for value in node.outputs}
+    return {name: math.prod(shape.numpy()) for name, shape in shapes.items() if shape is not None and shape.is_static()}
 
 
 def _ahead(

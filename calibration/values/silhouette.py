@@ -26,13 +26,17 @@ class Silhouette:
     """The outline of a stream of values; takes them in as every statistic of calibration does."""
 
     def __init__(self, extremes: Extremes | None = None) -> None:
-        """Nothing seen yet; `extremes`: those of the same stream, where something else keeps them already."""
+        """Nothing seen yet; `extremes`: those of the same stream, which somebody else shows all of it."""
+        self._alone = extremes is None
         self.extremes = Extremes() if extremes is None else extremes
         self._counted = Histogram(BINS)
 
     def update(self, values: Array) -> None:
-        """Takes in one sample's values. Raises ValueError when one is NaN or infinite, or none is given."""
-        self.extremes.update(values)
+        """Takes in one sample's values. Raises ValueError when one is NaN or infinite, or none is given, unless the
+        extremes are somebody else's.
+        """
+        if self._alone:
+            self.extremes.update(values)
         flat = np.asarray(values).reshape(-1)
         self._counted.update(flat[:: (flat.size // COUNTED) | 1])
 

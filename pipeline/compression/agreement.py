@@ -59,7 +59,8 @@ def agreement(graph: FakeQuantGraph, quantized: ir.Model, data: Batches) -> Agre
     if not outputs:
         return None
     steps = _value_steps(quantized)
-    reference = open_reference(Exposer(quantized)(list(steps)))
+    exposed = Exposer(quantized)
+    reference = open_reference(exposed(list(steps)), weights=exposed.weights)
     (name,) = graph.inputs
     device = next(graph.parameters()).device
     apart: list[np.ndarray[Any, Any]] = []

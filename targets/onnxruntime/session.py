@@ -91,9 +91,23 @@ def model_bytes(model: bytes | Path) -> tuple[bytes, str]:
 class OnnxSession:
     """A model in ONNX Runtime, float32 NCHW outside whatever it is inside."""
 
-    def __init__(self, model: bytes | Path, threads: int = 1, *, optimise: bool = True, integers: bool = True) -> None:
+    def __init__(
+        self,
+        model: bytes | Path,
+        threads: int = 1,
+        weights: Mapping[str, Array] | None = None,
+        *,
+        optimise: bool = True,
+        integers: bool = True,
+    ) -> None:
+        """Raises as `start` does. `weights`: by name the values of initializers that are external data of `model`."""
+        import onnxruntime
+
         content, self._where = model_bytes(model)
         options = session_options(threads, optimise=optimise)
+        if weights:
+            held = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+            options.add_external_initializers(list(weights), held)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = start(content, self._where, options)
@@ -168,9 +182,9 @@ def _dtype(value: Any) -> np.dtype[Any]:
     return np.dtype(_DTYPES[value.type])
 
 
-def open_reference(model: bytes | Path, threads: int = 1) -> OnnxSession:
+def open_reference(model: bytes | Path, threads: int = 1, weights: Mapping[str, Array] | None = None) -> OnnxSession:
     """The model with graph optimisations off: a QDQ graph in float arithmetic with exact rounding points."""
-    return OnnxSession(model, threads, optimise=False)
+    return OnnxSession(model, threads, weights, optimise=False)
 
 
 def open_simulation(model: bytes) -> OnnxSession:
@@ -180,6 +194,6 @@ def open_simulation(model: bytes) -> OnnxSession:
     return OnnxSession(model, 1, integers=False)
 
 
-def open_float(model: bytes) -> OnnxSession:
+def open_float(model: bytes, weights: Mapping[str, Array] | None = None) -> OnnxSession:
     """A float model, optimised, for calibration to run over samples (an `OpenModel`)."""
-    return OnnxSession(model, 1)
+    return OnnxSession(model, 1, weights)

@@ -31,8 +31,10 @@ class Shot:
 class Runtime:
     """ONNX Runtime behind `Session`."""
 
-    def __init__(self, model: bytes, *, optimise: bool = True) -> None:
+    def __init__(self, model: bytes, weights: Mapping[str, Array] | None = None, *, optimise: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(each) for name, each in (weights or {}).items()}
+        options.add_external_initializers(list(held), list(held.values()))
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         if not optimise:
@@ -73,7 +75,7 @@ def build() -> Callable[..., ir.Model]:
 
 
 @pytest.fixture(scope="session")
-def open_float() -> Callable[[bytes], Runtime]:
+def open_float() -> type[Runtime]:
     """Opens a float model for calibration."""
     return Runtime
 
