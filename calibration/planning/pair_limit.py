@@ -24,7 +24,6 @@ import onnx_ir as ir
 from edgeship.calibration.errors import StageError
 from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
-    activation_inputs,
     constant_key,
     is_depthwise,
     node_key,
@@ -32,7 +31,7 @@ from edgeship.calibration.graph.operators import (
     value_name,
 )
 from edgeship.calibration.graph.patches import from_kernel_rows, kernel_rows
-from edgeship.calibration.planning.weights import quantize_bias
+from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan
 
 LIMIT = 128
@@ -86,10 +85,10 @@ def limit_pairs(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         own = constant_key(node, 1, layer.weight_value)
         key = own if own in plan.weights else value_name(layer.weight_value)
         if key not in done and uses_pair_kernel(node, layer.weights):
-            weights[key] = limit_constant(node, layer.weights, plan.weights[key])
+            weights[key] = limit_constant(node, layer.weights, plan.weights[key], layer_steps(layer, plan))
         done.add(key)
         if layer.bias is not None and weights[key] is not plan.weights[key]:
-            step = float(plan.activations[value_name(activation_inputs(node)[0])].scale)
+            step = layer_steps(layer, plan)[0]
             bias_spec = plan.biases[node_key(node)].params.spec
             biases[node_key(node)] = quantize_bias(layer, step, weights[key].params, bias_spec)
     return replace(plan, weights=weights, biases=biases)
@@ -112,8 +111,14 @@ def limited_channels(full: QuantPlan, limited: QuantPlan) -> dict[str, Limited]:
     return changed
 
 
-def limit_constant(node: ir.Node, weights: Array, constant: QuantizedConstant) -> QuantizedConstant:
-    """The pair-limited form of one weight tensor; the same object when nothing in it can overflow."""
+def limit_constant(
+    node: ir.Node, weights: Array, constant: QuantizedConstant, around: tuple[float, float] | None = None
+) -> QuantizedConstant:
+    """The pair-limited form of one weight tensor; the same object when nothing in it can overflow.
+
+    `around`: the scales of the layer's input and output, where both are known: larger scales of weights then keep every
+    sum off a rounding boundary too (`weights.clear_of_boundaries`).
+    """
     rows = kernel_rows(node, constant.integers)
     scales = np.atleast_1d(constant.params.scale).astype(np.float64)
     channel = np.arange(rows.shape[0]) % scales.size
@@ -123,37 +128,43 @@ def limit_constant(node: ir.Node, weights: Array, constant: QuantizedConstant) -
         return constant
     chosen = touched[channel]
     exact = kernel_rows(node, weights).astype(np.float64)[chosen]
-    best, factor = _search(exact, scales, channel[chosen], constant.params.spec.qmax)
+    best, scale = _search(exact, scales, channel[chosen], constant.params.spec.qmax, around)
     integers = rows.copy()
     integers[chosen] = best.astype(rows.dtype)
     if can_overflow(integers).any():
         raise StageError(f"node {node_key(node)} ({node.op_type}): pair-limited weights can still overflow")
-    scale = (scales * factor).astype(np.float32).reshape(constant.params.scale.shape)
-    params = QuantParams(scale, constant.params.zero_point, constant.params.spec)
+    params = QuantParams(
+        scale.astype(np.float32).reshape(constant.params.scale.shape), constant.params.zero_point, constant.params.spec
+    )
     return QuantizedConstant(params, from_kernel_rows(node, integers, constant.integers))
 
 
-def _search(exact: Array, scales: Array, channel: Array, qmax: int) -> tuple[Array, Array]:
-    """Integers (rows, K) and the growth of every scale with the least squared weight error per scale.
+def _search(
+    exact: Array, scales: Array, channel: Array, qmax: int, around: tuple[float, float] | None
+) -> tuple[Array, Array]:
+    """Integers (rows, K) and scales with the least squared weight error per scale.
 
     The candidates run from the scale as it is (all repair) to the smallest one that needs no repair (all enlargement).
     """
     largest = np.maximum(1.0, _enlargement(exact, scales, channel, qmax))
     best = np.zeros(exact.shape)
     best_error = np.full(scales.size, np.inf)
-    best_factor = np.ones(scales.size)
+    best_scale = scales.copy()
     for share in np.linspace(0.0, 1.0, _CANDIDATES):
-        factor = 1.0 + share * (largest - 1.0)
-        step = (scales * factor).astype(np.float32).astype(np.float64)[channel][:, np.newaxis]
+        candidate = scales * (1.0 + share * (largest - 1.0))
+        if around is not None:
+            candidate = np.where(candidate > scales, clear_of_boundaries(candidate, *around), candidate)
+        candidate = candidate.astype(np.float32).astype(np.float64)
+        step = candidate[channel][:, np.newaxis]
         integers = repair(exact / step, qmax)
         squares = ((exact - integers * step) ** 2).sum(axis=1)
         error = np.bincount(channel, squares, scales.size)
         better = error < best_error
-        best_error[better], best_factor[better] = error[better], factor[better]
+        best_error[better], best_scale[better] = error[better], candidate[better]
         best[better[channel]] = integers[better[channel]]
     untouched = np.bincount(channel, minlength=scales.size) == 0
-    best_factor[untouched] = 1.0
-    return best, best_factor
+    best_scale[untouched] = scales[untouched]
+    return best, best_scale
 
 
 def _enlargement(exact: Array, scales: Array, channel: Array, qmax: int) -> Array:

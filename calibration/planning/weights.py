@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeship.calibration.algorithms import ObserverFactory
-from edgeship.calibration.graph.operators import Layer
+from edgeship.calibration.graph.operators import Layer, activation_inputs, value_name
 from edgeship.calibration.planning.fractions import at_least
-from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, TensorSpec
+from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec
 
 LARGEST_BIAS = 1 << 30
 SMALLEST_MULTIPLIER = 2.0**-24
@@ -58,6 +58,14 @@ def clear_of_boundaries(scale: Array, input_step: float, output_step: float) -> 
     """The weight scales, grown to where no accumulator lands near a rounding boundary of the output: float64."""
     multiplier = input_step / output_step
     return at_least(np.asarray(scale, np.float64) * multiplier) / multiplier
+
+
+def layer_steps(layer: Layer, plan: QuantPlan) -> tuple[float, float]:
+    """The scales of the layer's input and output."""
+    result = value_name(layer.node.outputs[0])
+    result = plan.folded.get(result, result)
+    source = value_name(activation_inputs(layer.node)[0])
+    return float(plan.activations[source].scale), float(plan.activations[result].scale)
 
 
 def _ranges(layer: Layer, spec: TensorSpec, observer: ObserverFactory) -> Array:

@@ -36,10 +36,10 @@ from edgeship.calibration.graph.patches import Patches, from_kernel_rows, kernel
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.pair_limit import LIMIT, repair, uses_pair_kernel
 from edgeship.calibration.planning.selection import select
-from edgeship.calibration.planning.weights import quantize_bias
+from edgeship.calibration.planning.weights import layer_steps, quantize_bias
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.refine.bias_correction import BIAS
-from edgeship.calibration.refine.weight_scale import steps, weight_readers
+from edgeship.calibration.refine.weight_scale import weight_readers
 from edgeship.calibration.types import (
     Array,
     QuantizedConstant,
@@ -196,7 +196,7 @@ def round_weights(
         weights[name], shift = moments.rounded(layer, plan.weights[name], pairs=pairs)
         bias = (np.zeros(layer.channels) if layer.bias is None else layer.bias) + shift
         corrected = replace(layer, bias=bias.astype(np.float32))
-        biases[node_key(layer.node)] = quantize_bias(corrected, steps(layer, plan)[0], weights[name].params, BIAS)
+        biases[node_key(layer.node)] = quantize_bias(corrected, layer_steps(layer, plan)[0], weights[name].params, BIAS)
     return replace(plan, weights=weights, biases=biases)
 
 

@@ -6,7 +6,7 @@ A smaller scale rounds all weights finer and clips the largest (Nagel et al., 20
 Quantization", section 3.1.1, MSE). With one scale per channel there is little to gain, with one per tensor more. The
 scale and integers that a layer has already are kept unless others are better, so no error grows. Weights that are
 pair-limited stay so: the candidates' integers are shrunk where a pair would overflow. The scales never fall under what
-`weights.smallest_scale` allows.
+`weights.smallest_scale` allows, and keep every sum off a rounding boundary (`weights.clear_of_boundaries`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import onnx_ir as ir
 from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
-    activation_inputs,
     constant_key,
     node_key,
     read_layer,
@@ -29,11 +28,11 @@ from edgeship.calibration.graph.operators import (
 from edgeship.calibration.graph.patches import from_kernel_rows, kernel_rows
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.pair_limit import repair, uses_pair_kernel
-from edgeship.calibration.planning.weights import quantize_bias, smallest_scale
+from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias, smallest_scale
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, WeightScheme
 
-_FACTORS = (*np.linspace(0.5, 0.88, 11), *np.linspace(0.9, 1.0, 21))
+_FACTORS = (*np.linspace(0.5, 0.88, 11), *np.linspace(0.9, 0.995, 20))
 """Denser where most of the best ones lie."""
 
 
@@ -60,7 +59,7 @@ def search_scales(model: ir.Model, plan: QuantPlan, *, limited: bool = False) ->
         for layer in layers:
             bias = plan.biases.get(node_key(layer.node))
             if bias is not None:
-                step = steps(layer, plan)[0]
+                step = layer_steps(layer, plan)[0]
                 biases[node_key(layer.node)] = quantize_bias(layer, step, weights[name].params, bias.params.spec)
     return replace(plan, weights=weights, biases=biases)
 
@@ -78,15 +77,6 @@ def weight_readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[Layer]]:
     return found
 
 
-def steps(layer: Layer, plan: QuantPlan) -> tuple[float, float]:
-    """The scales of the layer's input and output."""
-    result = value_name(layer.node.outputs[0])
-    result = plan.folded.get(result, result)
-    return float(plan.activations[value_name(activation_inputs(layer.node)[0])].scale), float(
-        plan.activations[result].scale
-    )
-
-
 def _searched(layers: list[Layer], plan: QuantPlan, constant: QuantizedConstant, *, limited: bool) -> QuantizedConstant:
     """The constant with better scales; the same object where there are none."""
     layer, spec = layers[0], constant.params.spec
@@ -95,13 +85,15 @@ def _searched(layers: list[Layer], plan: QuantPlan, constant: QuantizedConstant,
     rows = kernel_rows(node, layer.weights).astype(np.float64)
     scales = np.atleast_1d(constant.params.scale).astype(np.float64)
     channel = np.arange(rows.shape[0]) % scales.size
-    floor = np.max([smallest_scale(each, *steps(each, plan)) for each in layers], axis=0)
+    floor = np.max([smallest_scale(each, *layer_steps(each, plan)) for each in layers], axis=0)
     floor = floor if scales.size == floor.size else np.atleast_1d(floor.max())
     best = kernel_rows(node, constant.integers).astype(np.float64)
+    around = layer_steps(layer, plan)
     best_scale = scales.copy()
     best_error = _errors(rows, best * scales[channel][:, np.newaxis], channel, scales.size)
-    for factor in _FACTORS:
-        candidate = np.maximum(scales * factor, np.minimum(floor, scales)).astype(np.float32).astype(np.float64)
+    clear = (clear_of_boundaries(np.maximum(scales * factor, floor), *around) for factor in _FACTORS)
+    for larger in (scales, *clear):
+        candidate = np.minimum(larger, scales).astype(np.float32).astype(np.float64)
         step = candidate[channel][:, np.newaxis]
         places = rows / step
         integers = repair(places, spec.qmax) if pairs else np.clip(np.rint(places), spec.qmin, spec.qmax)
