@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeship.calibration import refine
+from edgeship.calibration.algorithms import load
 from edgeship.calibration.observing.collect import Feeds, Progress, Statistic, observe
 from edgeship.calibration.observing.convergence import Convergence, Watch
 from edgeship.calibration.planning.overrides import (
     Override,
     check_scales,
     make_observers,
+    of_weights,
     rules_with_floats,
     weight_observers,
     wide_nodes,
@@ -88,6 +90,13 @@ class Calibration:
         if self.overrides:
             facts["overrides"] = ",".join(override.pattern for override in self.overrides)
         return apply_plan(self.model, plan, facts)
+
+
+def check_names(algorithm: str, weight_algorithm: str, refinements: Sequence[str]) -> None:
+    """Raises InputError for an algorithm or refinement that there is not; needs neither model nor samples."""
+    load(algorithm)
+    of_weights(weight_algorithm)
+    refine.load_all(refinements)
 
 
 def calibrate(  # noqa: PLR0913 - seven of eleven are keyword-only options

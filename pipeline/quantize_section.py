@@ -152,8 +152,8 @@ class Quantize(Section):
         description="the same until at least this share of decisions, 0..1, is expected to be the float model's: by "
         "how far the calibration samples are from a decision's border, and by the noise; no labels needed",
     )
-    min_sqnr: float | None = Field(
-        default=None, allow_inf_nan=False, description="the same until the outputs are so many dB above the noise"
+    min_sqnr: NonNegative | None = Field(
+        default=None, description="the same until the outputs are so many dB above the noise"
     )
     revert: Literal["float", "int16"] = Field(
         default="float", description="what `max_drop`, `min_agreement` and `min_sqnr` put layers back to"

@@ -198,19 +198,19 @@ def weight_observers(
     A pattern names a layer, by node name, or its weights. Raises InputError for an unknown algorithm, one that means
     nothing for weights, or a pattern in vain.
     """
-    if _of_weights(algorithm) is None and all(override.weight_algorithm is None for override in overrides):
+    if of_weights(algorithm) is None and all(override.weight_algorithm is None for override in overrides):
         return {}
     layers = [node for node in select(model, rules).int8 if node.op_type in MAC_OPERATORS]
     weights = {node: value_name(read_layer(node).weight_value) for node in layers}
     known = {name: weights[node] for node in layers for name in (node_key(node), weights[node])}
-    chosen = dict.fromkeys(known.values(), _of_weights(algorithm))
+    chosen = dict.fromkeys(known.values(), of_weights(algorithm))
     for override in overrides:
         if override.weight_algorithm is None:
             continue
         targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
         if not targets:
             raise _in_vain(override, known, "layer or weights")
-        chosen |= dict.fromkeys(targets, _of_weights(override.weight_algorithm))
+        chosen |= dict.fromkeys(targets, of_weights(override.weight_algorithm))
     return {name: factory for name, factory in chosen.items() if factory is not None}
 
 
@@ -219,7 +219,7 @@ def weight_algorithms() -> list[str]:
     return [name for name in algorithms.names() if name not in OF_STREAMS]
 
 
-def _of_weights(algorithm: str) -> algorithms.ObserverFactory | None:
+def of_weights(algorithm: str) -> algorithms.ObserverFactory | None:
     """The algorithm's observers; None for the one that represents everything."""
     if algorithm in OF_STREAMS:
         raise InputError(

@@ -81,6 +81,7 @@ def quantize(
     rounded at run time. float16: float16 weights. The last two need no data.
     """
     check_output(out, model, *([data] if data else []))
+    check_options(options)
     rules, scheme = rules_and_scheme(targets, weights, mode)
     loaded = load_float(model, shapes)
     if mode in ("dynamic", "float16"):
@@ -92,6 +93,18 @@ def quantize(
     opened = open_checked(data, model, loaded, recipe, samples, seed)
     result = calibrated(loaded, opened, rules, scheme, options, wide=mode == "int16")
     _write(out, loaded, opened, result, scheme)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises InputError for an algorithm or refinement that there is not, before a model or sample is read."""
+    from edgeship.calibration.quantize import check_names
+
+    check_names(options["algorithm"], options["weight_algorithm"], _refinements(options))
+
+
+def _refinements(options: Mapping[str, Any]) -> tuple[str, ...]:
+    given: tuple[str, ...] = options["refinements"]
+    return () if given == ("none",) else given
 
 
 def load_float(path: Path, shapes: Sequence[Given] = ()) -> ir.Model:
@@ -191,7 +204,7 @@ def calibrated(
             weight_algorithm=options["weight_algorithm"],
             schemes=(scheme,),
             per_tensor=options["per_tensor"],
-            refinements=() if options["refinements"] == ("none",) else options["refinements"],
+            refinements=_refinements(options),
             wide=wide,
             progress=progress,
         )

@@ -12,6 +12,7 @@ from edgeship.pipeline.commands.files import FILE
 from edgeship.pipeline.commands.quantize import (
     calibrated,
     calibration_options,
+    check_options,
     load_float,
     open_checked,
     rules_and_scheme,
@@ -51,6 +52,7 @@ def sensitivity(
 
     if picture is not None:
         plotter(picture)
+    check_options(options)
     rules, scheme = rules_and_scheme(targets, weights, "static")
     loaded = load_float(model)
     opened = open_checked(data, model, loaded, recipe, samples, seed)

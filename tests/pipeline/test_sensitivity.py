@@ -257,6 +257,7 @@ def test_a_recipe_may_limit_the_outputs_distance_without_labels(
         ("quantize.revert=float32", "quantize.revert: seen \"float32\"; accepted: 'float' or 'int16'"),
         ("quantize.sensitivity=3", "quantize.sensitivity: seen 3; accepted: boolean"),
         ("quantize.min_agreement=98.5", "quantize.min_agreement: seen 98.5; accepted: less than or equal to 1"),
+        ("quantize.min_sqnr=-3", "quantize.min_sqnr: seen -3; accepted: greater than or equal to 0"),
         ('quantize.min_sqnr="high"', 'quantize.min_sqnr: seen "high"; accepted: number'),
     ],
 )
@@ -266,6 +267,24 @@ def test_wrong_settings_are_recipe_errors(
     (tmp_path / "model.onnx").write_bytes(spoiled)
     (tmp_path / "recipe.toml").write_text(RECIPE.format(data=labelled, revert="float"))
     result = run("deploy", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--set", setting)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--algorithm=minmix", "unknown range algorithm 'minmix'; there are: "),
+        ("--weight-algorithm=mze", "unknown range algorithm of weights 'mze'; there are: "),
+        ("--refine=gtpq", "unknown refinement 'gtpq'; there are: "),
+    ],
+)
+@pytest.mark.parametrize("command", [("sensitivity",), ("quantize", "-o", "out.onnx")])
+def test_a_misspelt_name_is_told_before_model_and_samples_are_read(
+    tmp_path: Path, command: tuple[str, ...], option: str, message: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    result = run(command[0], tmp_path / "model.onnx", *command[1:], "--data", tmp_path / "nowhere", option)
     assert result.exit_code == 2
     assert message in result.output
 

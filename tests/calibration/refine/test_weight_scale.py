@@ -95,14 +95,13 @@ def test_the_order_in_the_list_does_not_matter(layer: ir.Model, quantized: Any) 
     ("weights", "refinements"),
     [("full", ()), ("pair_limited", ()), ("full", ("weight_scale",)), ("pair_limited", ("weight_scale", "gptq"))],
 )
-@pytest.mark.parametrize("per_tensor", [False, True])
 def test_whatever_chose_the_scales_no_sum_lies_near_a_rounding_boundary(
-    layer: ir.Model, quantized: Any, rules: QuantRules, weights: str, refinements: tuple[str, ...], per_tensor: bool
+    layer: ir.Model, quantized: Any, rules: QuantRules, weights: str, refinements: tuple[str, ...]
 ) -> None:
-    if per_tensor:
-        rules = replace(rules, weight=replace(rules.weight, axis=None))
-    plan, _ = quantized(layer, rules=rules, weights=weights, refinements=refinements)
-    scales = np.atleast_1d(plan.weights["w"].params.scale.astype(np.float64))
-    multipliers = float(plan.activations["x"].scale) * scales / float(plan.activations["y"].scale)
-    sums = np.arange(int(255 / multipliers.min()))[:, np.newaxis] * multipliers
-    assert np.abs(sums % 1 - 0.5)[sums < 255].min() > 2e-4
+    for axis in (rules.weight.axis, None):
+        kind = replace(rules, weight=replace(rules.weight, axis=axis))
+        plan, _ = quantized(layer, rules=kind, weights=weights, refinements=refinements)
+        scales = np.atleast_1d(plan.weights["w"].params.scale.astype(np.float64))
+        multipliers = float(plan.activations["x"].scale) * scales / float(plan.activations["y"].scale)
+        sums = np.arange(int(255 / multipliers.min()))[:, np.newaxis] * multipliers
+        assert np.abs(sums % 1 - 0.5)[sums < 255].min() > 2e-4
