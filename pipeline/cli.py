@@ -17,7 +17,18 @@ from typing import Any, NoReturn
 import click
 
 from edgeship.calibration.errors import EdgeshipError
-from edgeship.pipeline.commands import bench, deploy, facts, judge, models, quantize, release, sensitivity, training
+from edgeship.pipeline.commands import (
+    bench,
+    compare,
+    deploy,
+    facts,
+    judge,
+    models,
+    quantize,
+    release,
+    sensitivity,
+    training,
+)
 
 DEBUG = "EDGESHIP_DEBUG"
 INTERRUPTED = 130
@@ -123,7 +134,7 @@ def cli(debug: bool) -> None:
         os.environ[DEBUG] = "1"
 
 
-GROUPS = (facts, deploy, models, training, quantize, sensitivity, judge, bench, release)
+GROUPS = (facts, deploy, models, training, quantize, sensitivity, compare, judge, bench, release)
 for command in (command for group in GROUPS for command in group.COMMANDS):
     cli.add_command(command)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.types import Array
-from edgeship.pipeline.benchmark.statistics import Measurement, Ratio, quotient
+from edgeship.pipeline.benchmark.statistics import Measurement, Ratio, quotient, ratio
 from edgeship.pipeline.machine import kernels_of
 
 OLD_ROUNDS = 10
@@ -75,12 +75,15 @@ class Baseline:
     reference: Measurement | None
     machine: Mapping[str, Any]
 
-    def judge(self, name: str, now: Measurement, reference: Measurement, limit: float) -> Change | None:
+    def judge(
+        self, name: str, now: Measurement, reference: Measurement, limit: float, *, alone: bool = False
+    ) -> Change | None:
         """How `now` compares, in percent of time; None for a model that the baseline does not have.
 
-        Raises InputError when the baseline used another number of threads.
+        `alone`: it is the only model, which the baseline's only one is compared with whatever it is called. Raises
+        InputError when the baseline used another number of threads.
         """
-        then = self.models.get(name)
+        then = self.models.get(name) or (next(iter(self.models.values())) if alone and len(self.models) == 1 else None)
         if then is None:
             return None
         if then.threads != now.threads:
@@ -92,17 +95,23 @@ class Baseline:
             why = f"the baseline is of another kind of CPU ({kinds}); make one on this kind"
             return Change(name, None, limit, False, "incomparable", why)
         normalized = self.reference is not None
-        ratio = quotient(_logarithms(now, reference if normalized else None), _logarithms(then, self.reference))
-        return Change(name, ratio, limit, normalized, _decide(ratio, limit))
+        found = quotient(_logarithms(now, reference if normalized else None), _logarithms(then, self.reference))
+        return Change(name, found, limit, normalized, _decide(found, limit))
 
 
-def _decide(ratio: Ratio, limit: float) -> Decision:
+def judge_beside(name: str, now: Measurement, then: Measurement, limit: float) -> Change:
+    """How a model compares, in percent of time, with an earlier one that was measured in the same rounds."""
+    found = ratio(now, then)
+    return Change(name, found, limit, True, _decide(found, limit))
+
+
+def _decide(found: Ratio, limit: float) -> Decision:
     most = 1 + limit / 100
-    if ratio.low is None or ratio.high is None:
+    if found.low is None or found.high is None:
         return "undecided"
-    if ratio.low > most:
+    if found.low > most:
         return "slower"
-    return "within" if ratio.high <= most else "undecided"
+    return "within" if found.high <= most else "undecided"
 
 
 def _logarithms(measured: Measurement, reference: Measurement | None) -> list[Array]:

@@ -51,7 +51,7 @@ class ThreadCounts(click.ParamType[tuple[int, ...]]):
     "--warmup", type=click.IntRange(min=0), default=20, show_default=True, help="The fewest inferences before them."
 )
 @click.option("--launches", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh processes of each.")
-@click.option("--baseline", type=FILE, help="The JSON of an earlier bench; what became slower is a failure.")
+@click.option("--baseline", type=FILE, help="An earlier model, or the JSON of an earlier bench; slower is a failure.")
 @click.option("--max-regression", type=float, default=10.0, show_default=True, metavar="PCT", help="How much slower.")
 @click.option("--profile", is_flag=True, help="Also the time of each operator (on this machine only).")
 @shape_option("The size of an input, where a model leaves it open.  [default: 1]")
@@ -75,16 +75,19 @@ def bench(
     """Measure the latency of each MODEL alone in its own process, in turns with the others."""
     from edgeship.pipeline.benchmark.baseline import read_baseline
     from edgeship.pipeline.benchmark.measure import Schedule
-    from edgeship.pipeline.commands.files import device_of
+    from edgeship.pipeline.commands.files import device_of, suffixes
 
+    beside = baseline is not None and baseline.suffix in suffixes()
+    if baseline is not None and beside:
+        models = (baseline, *models)
     names = unique_names(models)
-    before = read_baseline(baseline) if baseline else None
+    before = read_baseline(baseline) if baseline and not beside else None
     where = device_of(device, recipe)
     if profile and where.address != "host":
         raise InputError(f"--profile: operators are timed on this machine only; seen: --device {device}")
     feeds = _feeds(models, shapes)
     results = _measure(models, threads, Schedule(runs, warmup, launches), where, feeds)
-    changes = []
+    changes = results.against_first(names, max_regression) if beside else []
     if before:
         changes = results.against(before, names, max_regression)
         if not changes:
@@ -109,9 +112,21 @@ class Results:
         """The measurement of a model with the first number of threads."""
         return self.measured[model * len(self.threads)]
 
+    def against_first(self, names: Sequence[str], limit: float) -> list[Change]:
+        """How every model but the first compares with it."""
+        from edgeship.pipeline.benchmark.baseline import judge_beside
+
+        return [
+            judge_beside(name, self.first(place), self.first(0), limit) for place, name in enumerate(names) if place
+        ]
+
     def against(self, before: Baseline, names: Sequence[str], limit: float) -> list[Change]:
         """How each model that the baseline has compares with it."""
-        judged = [before.judge(name, self.first(place), self.reference, limit) for place, name in enumerate(names)]
+        alone = len(names) == 1
+        judged = [
+            before.judge(name, self.first(place), self.reference, limit, alone=alone)
+            for place, name in enumerate(names)
+        ]
         return [change for change in judged if change]
 
     def to_json(self, names: Sequence[str], device: str, changes: Sequence[Change]) -> dict[str, Any]:

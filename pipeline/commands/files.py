@@ -40,16 +40,19 @@ DEVICE = click.option(
 
 def runtime_of(model: Path) -> str:
     """The name of the target whose runtime opens the file, by its suffix. Raises InputError when none does."""
-    from edgeship.targets.base import load, names
-
     if not model.exists():
         raise InputError(f"there is no file {model}")
-    suffixes = {load(name).suffix: name for name in reversed(names())}
-    if model.suffix not in suffixes:
-        raise InputError(
-            f"{model}: no target opens {model.suffix or 'a file without suffix'}; known: {_list(suffixes)}"
-        )
-    return suffixes[model.suffix]
+    known = suffixes()
+    if model.suffix not in known:
+        raise InputError(f"{model}: no target opens {model.suffix or 'a file without suffix'}; known: {_list(known)}")
+    return known[model.suffix]
+
+
+def suffixes() -> dict[str, str]:
+    """The suffixes of the files that targets' runtimes open, each with the target's name."""
+    from edgeship.targets.base import load, names
+
+    return {load(name).suffix: name for name in reversed(names())}
 
 
 def device_of(address: str, recipe: Path | None) -> Device:

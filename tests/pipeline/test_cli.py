@@ -330,6 +330,46 @@ def test_bench_compares_with_a_baseline(tmp_path: Path, model: Path) -> None:
     assert run(*words, "--baseline", baseline).exit_code == 2
 
 
+def test_bench_compares_the_only_model_with_a_baseline_of_another_path(tmp_path: Path, model: Path) -> None:
+    words = ("--runs", "12", "--warmup", "1")
+    (tmp_path / "baseline.json").write_text(run("bench", model, *words, "--json").stdout)
+    upgraded = tmp_path / "upgraded.onnx"
+    upgraded.write_bytes(model.read_bytes())
+    result = run("bench", upgraded, *words, "--baseline", tmp_path / "baseline.json", "--max-regression", "1e6")
+    assert result.exit_code == 0, result.stderr
+    assert f"{upgraded}: " in result.stdout.splitlines()[-1]
+    both = run("bench", upgraded, model.with_name("other.onnx"), *words, "--baseline", tmp_path / "baseline.json")
+    assert both.exit_code == 2
+
+
+def test_bench_measures_an_earlier_model_beside_the_new_one(tmp_path: Path, model: Path) -> None:
+    """One of them does a thousand times as much: no state of this machine explains the difference."""
+    import onnx
+
+    heavy = onnx.load(model)
+    size = onnx.helper.make_tensor("big", onnx.TensorProto.FLOAT, [64, 3, 13, 13], [0.01] * (64 * 3 * 169))
+    heavy.graph.initializer.append(size)
+    last, name = "image", ""
+    for place in range(3):
+        name = f"wide{place}"
+        heavy.graph.node.append(onnx.helper.make_node("Conv", [last, "big"], [name], name=name, pads=[60] * 4))
+        heavy.graph.node.append(onnx.helper.make_node("Slice", [name, "from", "to", "axis"], [f"{name}_3"]))
+        last = f"{name}_3"
+    for key, value in (("from", 0), ("to", 3), ("axis", 1)):
+        heavy.graph.initializer.append(onnx.helper.make_tensor(key, onnx.TensorProto.INT64, [1], [value]))
+    heavy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(heavy, tmp_path / "heavy.onnx")
+    words = ("--runs", "12", "--warmup", "1")
+    slower = run("bench", tmp_path / "heavy.onnx", *words, "--baseline", model)
+    assert slower.exit_code == 3, slower.output
+    assert last_line(slower).startswith(f"edgeship: slower than the baseline: {tmp_path / 'heavy.onnx'}: +")
+    faster = run("bench", model, *words, "--baseline", tmp_path / "heavy.onnx", "--json")
+    assert faster.exit_code == 0
+    facts = json.loads(faster.stdout)
+    assert list(facts["models"]) == [(tmp_path / "heavy.onnx").as_posix(), model.as_posix()]
+    assert facts["regression"][model.as_posix()]["decision"] == "within"
+
+
 def test_bench_sweeps_threads_and_profiles_operators(model: Path) -> None:
     result = run("bench", model, "--runs", "6", "--warmup", "0", "--threads", "1,2", "--profile", "--json")
     facts = json.loads(result.stdout)["models"][model.as_posix()]
