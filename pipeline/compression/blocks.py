@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compression.channels import LAYERS
 
+SHIFTS = ("weight", "bias", "running_mean")
+"""Buffers without which a normalization gives zero for zero."""
+
 
 def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
     """The names of the modules that add to their input, the innermost ones, in the order in which they run."""
@@ -56,10 +59,20 @@ def _adds_to_its_input(module: nn.Module, inputs: Any, output: Any) -> bool:
         return False
     if not inputs.any():
         return False  # nothing in gives nothing out in any block without weights
+    return bool(torch.equal(_silent(module)(inputs), inputs))
+
+
+def _silent(module: nn.Module) -> nn.Module:
+    """A copy in eval mode without weights, and of which normalization takes nothing from zero.
+
+    Frozen normalization has its weight and bias as buffers.
+    """
     silent = copy.deepcopy(module).eval()
-    for parameter in silent.parameters():
-        parameter.zero_()
-    return bool(torch.equal(silent(inputs), inputs))
+    for part in silent.modules():
+        buffers = [value for name, value in part.named_buffers(recurse=False) if name in SHIFTS]
+        for values in (*part.parameters(recurse=False), *buffers):
+            values.zero_()
+    return silent
 
 
 def remove_blocks(model: nn.Module, names: Sequence[str]) -> None:

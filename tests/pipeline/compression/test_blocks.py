@@ -107,6 +107,34 @@ def test_blocks_are_the_innermost_modules_that_add_to_their_input() -> None:
     assert find_blocks(Twice("basic").eval(), EXAMPLE) == []
 
 
+class Frozen(nn.Module):
+    """BatchNorm with buffers alone, as torchvision's detectors have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.get_buffer("weight") * (self.get_buffer("running_var") + 1e-5).rsqrt()
+        shift = self.get_buffer("bias") - self.get_buffer("running_mean") * scale
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm2d(16, affine=False), lambda: Frozen(16)])
+def test_blocks_whose_normalization_has_no_weights_are_found(norm: Callable[[], nn.Module]) -> None:
+    model = make("basic", "plain", "linear", "scaled")
+    generator = torch.Generator().manual_seed(3)
+    for block in model.stages:
+        block.second = nn.Sequential(block.second, norm())
+        for values in block.second[1].buffers():
+            if values.is_floating_point():
+                values.copy_(torch.rand(values.shape, generator=generator) + 0.1)
+    before = copy.deepcopy(model.state_dict())
+    assert find_blocks(model, EXAMPLE) == ["stages.0", "stages.2"]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_network_that_is_silent_without_biases_has_no_more_blocks_than_others() -> None:
     model = make("plain", "basic")
     for module in model.modules():
