@@ -4,14 +4,15 @@
     EDGESHIP_DATA=... python benchmarks/compression.py --out build/compression --budget cpu      # hours; resumes
     EDGESHIP_DATA=... python benchmarks/compression.py --out build/compression --budget gpu
     ... --only resnet20-structured resnet20-dense          # some runs; the table shows what there is
+    ... --budget gpu --compress-only                       # where no runtime is installed: no artifacts, no latency
 
 CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
 from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
-ResNet-20 from the network of the data folder. Channels and single weights go in three steps, a third of the way each,
-with trainings that together make up the budget: two of one epoch, and the rest. Blocks and channels together go at
-once, and the maps at the end of the stages are taught as well.
+ResNet-20 from the network of the data folder. Channels go in three steps, a third of the way each, with trainings that
+together make up the budget: two of one epoch, and the rest; blocks and channels together at once, single weights little
+by little over two epochs. The latter two of ResNet-56 are taught what each block gives out as well. `scratch` begins with random weights (`gpu` alone).
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.
@@ -53,11 +54,7 @@ TEACHER = [
     "compress.distill.teacher.source=${EDGESHIP_DATA}/models/cifar_resnet.py:resnet56",
     "compress.distill.teacher.weights=${EDGESHIP_DATA}/models/resnet56_cifar10.pt",
 ]
-HINTS = [
-    "compress.distill.features=hint",
-    "compress.distill.feature_weight=1",
-    'compress.distill.layers=[["layer1","layer1"],["layer2","layer2"],["layer3","layer3"]]',
-]
+HINTS = ["compress.distill.features=hint", "compress.distill.feature_weight=5"]
 HALF = ["compress.prune.macs=0.476", *TEACHER]  # 2.1x fewer
 MIXED = ["compress.prune.kind=mixed", "compress.prune.round_to=16", "compress.prune.batches=4", *HALF]
 FASTER = ["compress.training.lr=0.05"]
@@ -69,15 +66,16 @@ SOFT = [
     "compress.prune.round_to=4",
     *TEACHER,
 ]
-SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", *TEACHER]
+SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", "compress.prune.fade_epochs=2", *TEACHER]
 SHALLOW = ["compress.prune.kind=blocks", "compress.prune.max_bytes=2100000", "compress.prune.batches=4", *TEACHER]
+SCRATCH = ["compress.training.lr=0.1", "compress.training.weight_decay=5e-4"]
 METHODS: dict[str, dict[str, list[str]]] = {
     "resnet56": {
         "dense": [],
         "structured": HALF,
-        "mixed": [*MIXED, *FASTER, *HINTS],
+        "mixed": [*MIXED, *FASTER, *HINTS, "compress.distill.weight=0.5"],
         "soft": SOFT,
-        "unstructured": SPARSE,
+        "unstructured": [*SPARSE, *FASTER, *HINTS],
         "chain": SHALLOW,
     },
     "resnet20": {
@@ -86,11 +84,13 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "structured": HALF,
         "soft": SOFT,
         "unstructured": SPARSE,
+        "scratch": SCRATCH,
+        "scratch-distilled": [*SCRATCH, *TEACHER],
     },
 }
 """The chain takes out residual blocks, until 2.1 MB of float weights are left, and is judged by its int8 artifacts."""
 
-GRADUAL, STEPS = ("structured", "unstructured"), 3
+GRADUAL, STEPS = ("structured",), 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,13 @@ class One:
     def folder(self, out: Path, budget: str) -> Path:
         return out / budget / self.name
 
-    def command(self, out: Path, budget: str) -> list[str]:
+    @property
+    def dense(self) -> One:
+        """The run that this one is judged against."""
+        return One(self.network, "scratch" if "scratch" in self.method else "dense", self.seed)
+
+    def command(self, out: Path, budget: str, *, whole: bool = True) -> list[str]:
+        """A deployment, or its first stage alone."""
         size = BUDGETS[budget]
         sets = [
             "data.training=cifar10.zip/cifar10/train",
@@ -120,6 +126,7 @@ class One:
             "compress.training.flip=true",
             "compress.training.shift=4",
             f"compress.training.seed={self.seed}",
+            "compress.training.cuda_graphs=true",
             *METHODS[self.network][self.method],
         ]
         if self.method in GRADUAL:
@@ -127,10 +134,20 @@ class One:
         if self.network == "resnet56" and TEACHER[0] in sets:
             dense = One(self.network, "dense", self.seed).folder(out, budget).resolve()
             sets.append(f"compress.distill.teacher.weights={dense / '1-compress' / 'weights.safetensors'}")
-        recipe = str(ROOT / "examples" / "cifar_resnet" / f"{self.network}.toml")
+        folder = self.folder(out, budget)
         options = [part for each in sets for part in ("--set", each)]
-        where = ["--out", str(self.folder(out, budget))]
-        return [sys.executable, "-m", "edgeship.pipeline.cli", "deploy", recipe, *where, *options]
+        what = ["deploy", "--out", str(folder)] if whole else ["compress", "--out", str(folder / "1-compress")]
+        return [sys.executable, "-m", "edgeship.pipeline.cli", *what, str(self._recipe(folder)), *options]
+
+    def _recipe(self, folder: Path) -> Path:
+        """The example's; from scratch, a copy of it without weights."""
+        example = ROOT / "examples" / "cifar_resnet" / f"{self.network}.toml"
+        if self.dense.method == "dense":
+            return example
+        lines = [line for line in example.read_text().splitlines() if not line.startswith("weights =")]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scratch.toml").write_text("\n".join(lines) + "\n")
+        return folder / "scratch.toml"
 
     def steps(self, budget: str) -> int:
         return BUDGETS[budget].images // BATCH * BUDGETS[budget].epochs
@@ -148,11 +165,12 @@ def runs_of(budget: str, only: list[str]) -> list[One]:
         for network, methods in METHODS.items()
         for seed in range(BUDGETS[budget].seeds[network])
         for method in methods
+        if budget == "gpu" or "scratch" not in method
     ]
     return [run for run in every if not only or any(run.name.startswith(each) for each in only)]
 
 
-def execute(runs: list[One], out: Path, budget: str) -> None:
+def execute(runs: list[One], out: Path, budget: str, *, whole: bool) -> None:
     """Runs what has not finished; a gate that is not met (exit code 3) is a result like any other."""
     left = [run for run in runs if not (run.folder(out, budget) / "done.json").exists()]
     if budget != "gpu":
@@ -161,7 +179,7 @@ def execute(runs: list[One], out: Path, budget: str) -> None:
     for place, run in enumerate(left):
         begun = time.perf_counter()
         print(f"[{place + 1}/{len(left)}] {run.name}", flush=True)
-        done = subprocess.run(run.command(out, budget), check=False, stdout=subprocess.DEVNULL)
+        done = subprocess.run(run.command(out, budget, whole=whole), check=False, stdout=subprocess.DEVNULL)
         if done.returncode not in (0, 3):
             sys.exit(f"{run.name} ended with exit code {done.returncode}; the same command goes on from there")
         seconds = time.perf_counter() - begun
@@ -174,11 +192,11 @@ def read(run: One, out: Path, budget: str) -> dict[str, Any] | None:
     folder = run.folder(out, budget)
     if not (folder / "done.json").exists():
         return None
-    report = json.loads((folder / "report.json").read_text())
     facts = json.loads((folder / "1-compress" / "compress.json").read_text())
+    report = json.loads(path.read_text()) if (path := folder / "report.json").exists() else None
     return {
-        "top1": report["reference"]["accuracy"]["top1"],
-        "targets": report["targets"],
+        "top1": report["reference"]["accuracy"]["top1"] if report else facts["after"]["top1"],
+        "targets": report["targets"] if report else None,
         "after": facts["after"],
         "before": facts["before"],
     }
@@ -206,8 +224,8 @@ def _row(network: str, method: str, runs: list[One], out: Path, budget: str) -> 
         return
     differences = []
     for run, facts in found:
-        dense = read(One(network, "dense", run.seed), out, budget)
-        if dense is not None and method != "dense":
+        dense = read(run.dense, out, budget)
+        if dense is not None and run != run.dense:
             differences.append(facts["top1"] - dense["top1"])
     top1 = statistics.mean(facts["top1"] for _, facts in found)
     after = found[0][1]["after"]
@@ -225,8 +243,8 @@ def _int8_rows(network: str, target: str, runs: list[One], out: Path, budget: st
         run for run in runs
         if run.network == network and run.seed == 0 and run.method in ("structured", "mixed", "soft", "chain")
     ]  # fmt: skip
-    pruned = [run for run in pruned if read(run, out, budget) is not None]
-    if dense is None or not pruned:
+    pruned = [run for run in pruned if (facts := read(run, out, budget)) is not None and facts["targets"]]
+    if dense is None or not dense["targets"] or not pruned:
         return
     from edgeship.pipeline.benchmark.measure import Schedule, measure
     from edgeship.pipeline.devices.worker import Subject
@@ -267,13 +285,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/compression"))
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="reduced")
     parser.add_argument("--only", nargs="+", default=[], help="names, or the beginnings of names, of runs")
+    parser.add_argument("--compress-only", action="store_true", help="train, and make no artifacts")
     parser.add_argument("--table", action="store_true", help="print what there is; run nothing")
     arguments = parser.parse_args()
     if "EDGESHIP_DATA" not in os.environ:
         sys.exit("set EDGESHIP_DATA to the folder with cifar10.zip and models/")
     runs = runs_of(arguments.budget, arguments.only)
     if not arguments.table:
-        execute(runs, arguments.out, arguments.budget)
+        execute(runs, arguments.out, arguments.budget, whole=not arguments.compress_only)
     table(runs, arguments.out, arguments.budget)
 
 

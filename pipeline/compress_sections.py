@@ -115,7 +115,9 @@ class Distill(Section):
     )
     feature_weight: NonNegativeFloat = Field(default=100.0, description="of the feature loss")
     layers: tuple[tuple[str, str], ...] = Field(
-        default=(), description="pairs [student's module, teacher's module] that are matched"
+        default=(),
+        description="pairs [student's module, teacher's module] that are matched; without: the end of each residual "
+        "block, where the student is cut out of a network like its teacher",
     )
     cache: Literal["auto", "always", "never"] = Field(
         default="auto",
@@ -125,8 +127,8 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _features_have_layers(self) -> Self:
-        if (self.features == "none") != (not self.layers):
-            raise ValueError('layers with features = "attention" or "hint", and no layers without')
+        if self.features == "none" and self.layers:
+            raise ValueError('no layers, or features = "attention" or "hint"')
         if self.features != "none" and self.cache == "always":
             raise ValueError('cache = "auto" or "never" with features: they are computed, not kept')
         return self

@@ -37,6 +37,11 @@ class Training(Section):
         description="of the forward pass; auto: bfloat16 on a GPU or CPU with instructions for it, float16 on other "
         "GPUs, float32 elsewhere",
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="on a GPU, in one process: launch the network's kernels all at once, several times as fast where "
+        "layers are small; only for networks whose code decides nothing anew in each step (stochastic depth does)",
+    )
     flip: bool = Field(default=False, description="mirror every other image, drawn at random")
     shift: NonNegativeInt = Field(default=0, description="move images by up to this many pixels, borders are black")
     seed: NonNegativeInt = Field(default=0, description="of the order of samples, their variations, and dropout")

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.benchmark.measure import Schedule
-from edgeship.pipeline.compress_sections import Compress, Prune
+from edgeship.pipeline.compress_sections import Compress, Distill, Prune
 from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
 from edgeship.pipeline.compression.batches import ArrayBatches
+from edgeship.pipeline.compression.block_pairs import block_pairs
 from edgeship.pipeline.compression.channels import Cut
 from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.classification import Classification
@@ -35,7 +36,7 @@ from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
 from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, macs_goal, prunable
-from edgeship.pipeline.compression.teacher import Teacher, first_scores, open_teacher
+from edgeship.pipeline.compression.teacher import Teacher, TorchTeacher, first_scores, open_teacher
 from edgeship.pipeline.compression.training_data import Tell, TrainingData, input_shape, open_training_data
 from edgeship.pipeline.training_section import Training
 
@@ -79,7 +80,8 @@ class Compressor:
     def __init__(self, recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> None:
         self._recipe, self._section, self._folder, self._tell = recipe, section, folder, tell
         self._example = torch.zeros(input_shape(recipe))
-        dense = build_dense(recipe)
+        with seeded(section.training.seed):  # weights that the factory draws
+            dense = build_dense(recipe)
         self._classes = first_scores("the model", self._example.shape, lambda image: scores_of(dense(image))).shape[1]
         check_trainable(dense)
         self._result = Compressed(dense, copy.deepcopy(dense))
@@ -214,19 +216,28 @@ class Compressor:
     def _train(
         self, name: str, settings: Training, hooks: Sequence[Hook], epochs: tuple[int, int] | None = None
     ) -> None:
-        model: nn.Module = self._result.model
+        model, loss = self._result.model, self._loss
         distill = self._section.distill
-        if distill is not None and self._teacher is not None:
+        if distill is not None and self._teacher is not None and distill.features != "none":
+            distill = self._with_layers(distill, self._teacher)
             model = tap(model, self._teacher, distill, self._example, settings.seed)
+            loss = Distillation(distill, self._teacher, self._section.training.label_smoothing)
         identity = {"data": self._data.digest}
         hooks = [_OnStudent(hook) for hook in hooks]
-        run = Run(model, self._loss, self._data.training, settings, self._folder / name, hooks=hooks, identity=identity)
+        run = Run(model, loss, self._data.training, settings, self._folder / name, hooks=hooks, identity=identity)
         run.epochs = epochs
         run.validation, run.progress = (
             self._data.held_out,
             lambda done, all_, what: self._tell(done, all_, f"{name} {what}"),
         )
         self._result.history += [{"part": name, **asdict(each)} for each in train(run)]
+
+    def _with_layers(self, distill: Distill, teacher: Teacher) -> Distill:
+        """The same, with the layers that are matched: those that the recipe names, or the ends of the blocks."""
+        if distill.layers or not isinstance(teacher, TorchTeacher):
+            return distill
+        pairs = block_pairs(self._result.model, teacher.module, self._example)
+        return distill.model_copy(update={"layers": pairs})
 
     def _judge(self, when: str, model: nn.Module) -> None:
         assert self._data.held_out is not None

@@ -164,6 +164,7 @@ def tap(student: nn.Module, teacher: Teacher, settings: Distill, example: Tensor
             f'distill.features = "{settings.features}" looks inside the teacher; accepted: a PyTorch teacher, '
             'or features = "none"'
         )
+    teacher.module.to(example.device)
     adapters: list[nn.Conv2d] = []
     models = {"student": student.eval(), "teacher": teacher.module}
     for pair in settings.layers:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 
 import torch
@@ -27,7 +27,7 @@ from edgeship.pipeline.compress_sections import Importance
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.channels import LAYERS, Group, Tie, channel_axis, channel_weight
 from edgeship.pipeline.compression.checkpoint import seeded
-from edgeship.pipeline.compression.loop import Loss
+from edgeship.pipeline.compression.loop import Loss, process_state
 from edgeship.pipeline.compression.optimizer import check_trainable
 
 
@@ -42,19 +42,29 @@ class Evidence:
     positive: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> Evidence:
+        """The same on another device."""
+        return Evidence(
+            *({name: each.to(device) for name, each in getattr(self, one.name).items()} for one in fields(self))
+        )
+
 
 def gather(model: nn.Module, kind: Importance, loss: Loss, data: Batches, batches: int) -> Evidence:
-    """What `kind` needs, from the first batches of the data, which are the same each time; the model stays as it is."""
+    """What `kind` needs, from the first batches of the data, which are the same each time; the model stays as it is.
+
+    It is computed on the fastest device there is, and returned on the model's.
+    """
     chosen = islice(data.epoch(0), batches)
     if kind == "magnitude":
         return Evidence()
-    training = model.training
-    model.eval()  # statistics of normalization stay as they are
+    training, home = model.training, next(model.parameters()).device
+    model.to(process_state().device).eval()  # statistics of normalization stay as they are
     try:
         with seeded():
-            return _gradients(model, loss, chosen) if kind == "taylor" else _activations(model, chosen)
+            found = _gradients(model, loss, chosen) if kind == "taylor" else _activations(model, chosen)
     finally:
-        model.train(training)
+        model.to(home).train(training)
+    return found.to(home)
 
 
 def _gradients(model: nn.Module, loss: Loss, data: Iterator[Batch]) -> Evidence:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compression.averaging import Average
 from edgeship.pipeline.compression.batches import Batch, Batches, Share
+from edgeship.pipeline.compression.captured import Captured, can_capture
 from edgeship.pipeline.compression.checkpoint import (
     FILE,
     Position,
@@ -95,6 +96,8 @@ class Run:
 def train(run: Run) -> list[EpochMetrics]:
     """The metrics of every epoch; the model holds the trained weights (their average where `ema` is set), in eval mode.
 
+    It is trained on the fastest device there is, and comes back to the one it was on.
+
     Raises StageError naming the step whose loss is not finite (the last checkpoint is kept), InputError for data that
     does not fit or a checkpoint of another run, KeyboardInterrupt after a checkpoint when interrupted.
     """
@@ -147,7 +150,7 @@ class _Training:
         self._kept = {**run.settings.model_dump(mode="json"), "steps": run.data.steps, **run.identity}
         if run.epochs:
             self._kept["part"] = list(run.epochs)
-        self._format = _fastest_format(run.model)
+        self._format, self._home = _fastest_format(run.model), next(run.model.parameters()).device
         run.model.to(self._accelerator.device, memory_format=self._format)  # type: ignore[call-overload]  # torch's stub lacks this form
         model = synchronize_batch_norm(run.model, self._accelerator)
         self._optimizer = make_optimizer(run.model, run.settings)
@@ -156,6 +159,9 @@ class _Training:
         state = read_checkpoint(run.folder, run.model, self._kept)
         self._model, self._prepared = self._accelerator.prepare(model, self._optimizer)
         self._random = self._restore(state) if state else None
+        on_gpu, alone = self._accelerator.device.type == "cuda", self._share.count == 1
+        self._capture = run.settings.cuda_graphs and on_gpu and alone and can_capture(run.model)
+        self._captured: Captured | None = None
 
     def run(self) -> list[EpochMetrics]:
         """Trains from where the checkpoint left off."""
@@ -170,10 +176,12 @@ class _Training:
         return [EpochMetrics(**values) for values in position.history]
 
     def release(self) -> None:
-        """Gives the model its own forward pass back, without autocast and synchronization."""
+        """Gives the model its own forward pass back, without what was wrapped around it, on the device it was on."""
+        if self._captured is not None:
+            self._captured.release()
         self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
         release_batch_norm(self._run.model)
-        self._run.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
+        self._run.model.to(self._home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
 
     def _epoch(self) -> None:
         position, run = self._position, self._run
@@ -205,6 +213,8 @@ class _Training:
         mine = batch.share(self._share).to(self._accelerator.device, self._format)
         if not len(mine.inputs):
             raise InputError(f"a batch of {len(batch.inputs)} does not divide among {self._share.count} processes")
+        if self._capture and self._captured is None:
+            self._captured = Captured(self._model, mine.inputs)
         with self._accelerator.autocast():
             loss, scores = run.loss(self._model, mine)
         value = float(self._accelerator.reduce(loss.detach().float(), "mean"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from edgeship.calibration.errors import StageError
 from edgeship.pipeline.benchmark.measure import Schedule
 from edgeship.pipeline.benchmark.statistics import ratio
 from edgeship.pipeline.compress_sections import Compress
@@ -75,7 +76,12 @@ def outcome(
         "notes": _notes(section),
     }
     if result.cuts or result.blocks:
-        facts["latency"] = _latency(recipe, targets, result, tell)
+        facts["latency"] = {}
+        for name in targets:
+            try:
+                facts["latency"][name] = _latency(recipe, name, result, tell)
+            except StageError as error:  # hours of training are not lost for want of a runtime
+                facts["notes"].append(f"{name}: no latency was measured: {error}")
     return facts
 
 
@@ -93,28 +99,26 @@ def _notes(section: Compress) -> list[str]:
     ]
 
 
-def _latency(recipe: Recipe, targets: Sequence[str], result: Compressed, tell: Tell) -> dict[str, Mapping[str, Any]]:
-    """The float artifacts of both networks in each runtime, in turns."""
+def _latency(recipe: Recipe, target: str, result: Compressed, tell: Tell) -> Mapping[str, Any]:
+    """The float artifacts of both networks in the target's runtime, in turns."""
     settings = recipe.benchmark
     schedule = Schedule(settings.runs, settings.warmup, settings.launches)
-    artifacts = [float_artifacts(recipe, each, targets) for each in (result.dense, result.model)]
-    facts: dict[str, Mapping[str, Any]] = {}
-    for name in targets:
-        pair = {"before": artifacts[0][name], "after": artifacts[1][name]}
-
-        def progress(done: int, total: int, name: str = name) -> None:
-            tell(done, total, f"inferences, {name}")
-
-        measured = measure_together(name, pair, schedule, settings.threads, progress)
-        before, after = measured["before"], measured["after"]
-        facts[name] = {
-            "before": before.to_json(),
-            "after": after.to_json(),
-            "speedup": round(ratio(before, after).value, 4),
-            "speedup_interval": ratio(before, after).interval,
-            "noisy": before.noisy or after.noisy,
-        }
-    return facts
+    before, after = (float_artifacts(recipe, each, [target])[target] for each in (result.dense, result.model))
+    measured = measure_together(
+        target,
+        {"before": before, "after": after},
+        schedule,
+        settings.threads,
+        lambda done, total: tell(done, total, f"inferences, {target}"),
+    )
+    gain = ratio(measured["before"], measured["after"])
+    return {
+        "before": measured["before"].to_json(),
+        "after": measured["after"].to_json(),
+        "speedup": round(gain.value, 4),
+        "speedup_interval": gain.interval,
+        "noisy": any(each.noisy for each in measured.values()),
+    }
 
 
 def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> dict[str, Any]:

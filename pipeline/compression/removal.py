@@ -33,7 +33,7 @@ from edgeship.pipeline.compression.checkpoint import seeded
 from edgeship.pipeline.compression.cost import layer_macs
 from edgeship.pipeline.compression.fading import Leaving
 from edgeship.pipeline.compression.importance import channel_scores, gather
-from edgeship.pipeline.compression.loop import Loss, make_accelerator
+from edgeship.pipeline.compression.loop import Loss, make_accelerator, process_state
 from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable
 
 Tell = Callable[[int, int, str], None]
@@ -262,10 +262,11 @@ class Removal:
 
     def _in_order(self, supply: Supply, loss: Loss, data: Batches) -> Iterator[Candidate]:
         """What goes first, second, ...: the module's docstring says how it is chosen."""
+        extent = Extent(self.model, self.example, self._unit())
+        device = process_state().device
+        trial = copy.deepcopy(self.model).to(device)
         with seeded():
-            batches = [each.to(_device(self.model)) for each in islice(data.epoch(0), self.settings.batches)]
-        trial = copy.deepcopy(self.model)
-        extent = Extent(trial, self.example, self._unit())
+            batches = [each.to(device) for each in islice(data.epoch(0), self.settings.batches)]
         bounds: dict[str, float] = {}
         tried, chosen = "blocks and channels" if supply.groups else "blocks", 0
         with _judging(trial, self.precision):
@@ -325,10 +326,6 @@ def _removed(gone: Sequence[Candidate]) -> Removed:
         if each.group is not None and not any(_is_in(each.name, block) for block in blocks):
             channels.setdefault(each.name, []).extend(each.channels)
     return Removed(blocks, tuple(Cut(name, tuple(sorted(found))) for name, found in channels.items()))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ def test_weights_go_by_the_cubic_schedule_and_do_not_come_back(net: Net, striped
     train(Run(net, Classification(), data, training, tmp_path, hooks=[gradual, Watch()]))
     assert seen == pytest.approx([0.8 * (1 - 0.5**3), 0.8, 0.8], abs=0.01)
     for name, mask in gradual.masks.items():
-        assert not dict(net.named_parameters())[name][~mask].any()
+        assert not dict(net.named_parameters())[name][~mask.cpu()].any()
 
 
 @pytest.mark.parametrize(
