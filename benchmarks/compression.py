@@ -12,7 +12,8 @@ float twin on the evaluation images, differences are against the dense run of th
 from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
 ResNet-20 from the network of the data folder. Channels go in three steps, a third of the way each, with trainings that
 together make up the budget: two of one epoch, and the rest; blocks and channels together at once, single weights little
-by little over two epochs. The latter two of ResNet-56 are taught what each block gives out as well. `scratch` begins with random weights (`gpu` alone).
+by little over two epochs. The latter two of ResNet-56 are taught what each block gives out as well. `scratch` begins
+with random weights (`gpu` alone).
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `cpu` is 5 epochs of all images, 3 seeds (1 for ResNet-56); `gpu` is 100 epochs, 3 seeds.

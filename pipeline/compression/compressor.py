@@ -86,6 +86,8 @@ class Compressor:
         check_trainable(dense)
         self._result = Compressed(dense, copy.deepcopy(dense))
         self._teacher = self._open_teacher()
+        if section.distill is not None and section.distill.features != "none":
+            self._with_layers(section.distill)  # what does not fit is told before anything is ranked
         with process_state().main_process_first():  # it decodes, the others read
             self._data = open_training_data(recipe, section.training, folder, tell)
             self._loss = self._make_loss()
@@ -219,7 +221,7 @@ class Compressor:
         model, loss = self._result.model, self._loss
         distill = self._section.distill
         if distill is not None and self._teacher is not None and distill.features != "none":
-            distill = self._with_layers(distill, self._teacher)
+            distill = self._with_layers(distill)
             model = tap(model, self._teacher, distill, self._example, settings.seed)
             loss = Distillation(distill, self._teacher, self._section.training.label_smoothing)
         identity = {"data": self._data.digest}
@@ -232,11 +234,11 @@ class Compressor:
         )
         self._result.history += [{"part": name, **asdict(each)} for each in train(run)]
 
-    def _with_layers(self, distill: Distill, teacher: Teacher) -> Distill:
+    def _with_layers(self, distill: Distill) -> Distill:
         """The same, with the layers that are matched: those that the recipe names, or the ends of the blocks."""
-        if distill.layers or not isinstance(teacher, TorchTeacher):
+        if distill.layers or not isinstance(self._teacher, TorchTeacher):
             return distill
-        pairs = block_pairs(self._result.model, teacher.module, self._example)
+        pairs = block_pairs(self._result.model, self._teacher.module, self._example)
         return distill.model_copy(update={"layers": pairs})
 
     def _judge(self, when: str, model: nn.Module) -> None:

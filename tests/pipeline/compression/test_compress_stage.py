@@ -176,6 +176,25 @@ def test_a_network_whose_features_are_matched_can_be_pruned_as_well(folder: Path
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_left_of_a_network_learns_from_each_block_of_the_whole(steps: int, folder: Path) -> None:
+    (folder / "deep.py").write_text(DEEP)
+    prune = ("kind=blocks", "ratio=0.5", f"steps={steps}")
+    teach = ("teacher.source=deep.py:build", "features=hint", "feature_weight=1")
+    sets = ("model.source=deep.py:build", *(f"compress.prune.{each}" for each in prune))
+    recipe = recipe_of(folder, *sets, *(f"compress.distill.{each}" for each in teach))
+    assert recipe.compress is not None
+    result = compress(recipe, recipe.compress, folder / "kept", tell)
+    assert len(result.blocks) == 2
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    other = recipe_of(
+        folder, *sets, *(f"compress.distill.{each}" for each in teach), "compress.distill.teacher.source=model.py:build"
+    )
+    assert other.compress is not None
+    with pytest.raises(InputError, match="the teacher has none that give feature maps"):
+        compress(other, other.compress, folder / "other", tell)
+
+
 def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
     (folder / "deep.py").write_text(DEEP)
     changes = ("model.source=deep.py:build", "compress.prune.kind=blocks", "compress.prune.ratio=0.5")
@@ -420,7 +439,7 @@ def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> N
         (["data.loaders=loaders.py:loaders"], "both are set"),
         (["compress.training.warmup_epochs=9.0"], "warmup_epochs below epochs"),
         (["compress.training.epoch=9"], "did you mean 'epochs'"),
-        (["compress.distill.features=hint", "compress.distill.teacher.source=a.py:b"], "layers with features"),
+        (['compress.distill.layers=[["a","b"]]', "compress.distill.teacher.source=a.py:b"], "no layers, or features"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_runs(changes: list[str], message: str, folder: Path) -> None:
