@@ -87,7 +87,7 @@ class FakeQuantGraph(nn.Module):
 
     Weights and biases begin as the float model's own, or with `start` "plan" as near to them as gives the plan's
     integers with some room. `learn_scales` makes the scales of weights and activations parameters too, but for the
-    activations in `fixed` and those that share a scale with them.
+    activations in `fixed` and those that share a scale with them, or with a value that is recast.
     """
 
     def __init__(  # noqa: PLR0913 - three of six are keyword-only options
@@ -190,8 +190,9 @@ class FakeQuantGraph(nn.Module):
         groups: dict[int, list[str]] = {}
         for name, params in self._plan.activations.items():
             groups.setdefault(id(params), []).append(name)
-        for names in groups.values():
-            if fixed.isdisjoint(names):
+        recast = {id(params) for params in self._plan.recast.values()}  # what reads a recast value has its parameters
+        for group, names in groups.items():
+            if fixed.isdisjoint(names) and group not in recast:
                 parameter = f"factor_{len(set(self._factors.values()))}"
                 self.register_parameter(parameter, nn.Parameter(torch.zeros(())))
                 self._factors.update(dict.fromkeys(names, parameter))

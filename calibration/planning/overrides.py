@@ -178,16 +178,32 @@ def make_observers(
     usual, spared = algorithms.load(algorithm), algorithms.load(SPARED)
     last = _after_the_last_layer(model)
     makers: dict[str, Callable[[], Observer]] = {name: spared if name in last else usual for name in names}
-    pinning = [override for override in overrides if override.is_of_activations]
-    folds = select(model, rules).folds if pinning else {}
+    for name, override in _of_activations(model, rules, names, overrides).items():
+        makers[name] = _maker(override, rules)
+    return {name: make() for name, make in makers.items()}
+
+
+def given_ranges(model: ir.Model, rules: QuantRules, overrides: Sequence[Override]) -> set[str]:
+    """The tensors whose range or scale `overrides` say, so that nothing else may choose it."""
+    names = tensors_to_observe(model, rules) if overrides else []
+    wishes = _of_activations(model, rules, names, overrides)
+    return {name for name, override in wishes.items() if override.range is not None or override.scale is not None}
+
+
+def _of_activations(
+    model: ir.Model, rules: QuantRules, names: Sequence[str], overrides: Sequence[Override]
+) -> dict[str, Override]:
+    """The last override of each tensor in `names` that has one: of its own name, or of one that lives in its range."""
+    wishes = [override for override in overrides if override.is_of_activations]
+    folds = select(model, rules).folds if wishes else {}
     known = {**{name: name for name in names}, **{name: value_name(node.outputs[0]) for name, node in folds.items()}}
-    for override in pinning:
+    found: dict[str, Override] = {}
+    for override in wishes:
         targets = [target for name, target in known.items() if fnmatchcase(name, override.pattern)]
         if not targets:
             raise _in_vain(override, known, "tensor with a range of its own")
-        for target in targets:
-            makers[target] = _maker(override, rules)
-    return {name: make() for name, make in makers.items()}
+        found.update(dict.fromkeys(targets, override))
+    return found
 
 
 def weight_observers(

@@ -99,11 +99,18 @@ class _Widening:
             if source not in folded:
                 narrow[source] = narrow[target]
         activations, recast = {}, {}
+        made: dict[int, QuantParams] = {}  # tensors that share their parameters still do
+
+        def widened(params: QuantParams) -> QuantParams:
+            if id(params) not in made:
+                made[id(params)] = wide_params(params)
+            return made[id(params)]
+
         for name, params in narrow.items():
             wide, mixed = self._width(name, folded)
-            activations[name] = wide_params(params) if wide else params
+            activations[name] = widened(params) if wide else params
             if mixed:
-                recast[name] = params if wide else wide_params(params)
+                recast[name] = params if wide else widened(params)
         weights, biases = self._constants(narrow, folded)
         return replace(
             self._narrow,

@@ -181,7 +181,7 @@ def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and
 ) -> _TrainedPlan:
     model, start = result.calibration.model, result.plans[scheme]
     graph = FakeQuantGraph(
-        model, start, scheme, learn_scales=settings.learn_scales, fixed=_fixed(result.calibration), start="plan"
+        model, start, scheme, learn_scales=settings.learn_scales, fixed=fixed_scales(result.calibration), start="plan"
     )
     student, teacher = Student(graph), TorchGraph(model)
     judged_loss = None if settings.objective == "distill" else loss
@@ -213,19 +213,18 @@ def _loss(recipe: Recipe, settings: Qat, model: ir.Model) -> Loss:
     return Distillation(scores, open_teacher(recipe, distill.teacher, input_shape(recipe)), settings.label_smoothing)
 
 
-def _fixed(calibration: Calibration) -> set[str]:
-    """The activations whose scale is not the data's: inputs, kernels' own outputs, and pinned ones."""
-    from fnmatch import fnmatchcase
+def fixed_scales(calibration: Calibration) -> set[str]:
+    """The activations whose scale is not the data's: inputs, kernels' own outputs, and those that the recipe gives."""
+    from edgeship.calibration.planning.overrides import given_ranges
 
-    graph, operators = calibration.model.graph, calibration.rules.operators
-    fixed = {value_name(value) for value in graph.inputs}
+    graph, rules = calibration.model.graph, calibration.rules
+    fixed = {value_name(value) for value in graph.inputs} | given_ranges(
+        calibration.model, rules, calibration.overrides
+    )
     for node in graph:
-        rule = operators.get(node.op_type)
-        pinned = [each.pattern for each in calibration.overrides if each.range or each.scale is not None]
-        for value in node.outputs:
-            name = value.name or ""
-            if (rule is not None and rule.fixed_output) or any(fnmatchcase(name, pattern) for pattern in pinned):
-                fixed.add(name)
+        rule = rules.operators.get(node.op_type)
+        if rule is not None and rule.fixed_output:
+            fixed.update(value_name(value) for value in node.outputs)
     return fixed
 
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import version_converter
 
 from edgeship.calibration.errors import InputError, StageError
+from edgeship.calibration.learned.fake_quant import FakeQuantGraph
 from edgeship.calibration.planning.overrides import Override
 from edgeship.calibration.planning.wide import WIDE_BITS, wide_params, widen
 from edgeship.calibration.quantize import calibrate
@@ -158,3 +159,24 @@ def test_an_operator_set_without_16_bits_is_refused(tiny_models: dict[str, bytes
     plan, _ = quantized(model)
     with pytest.raises(StageError, match="16-bit activations need opset 21 or later; the model has 20"):
         apply_plan(model, widen(model, plan))
+
+
+def test_tensors_that_share_their_parameters_share_them_in_16_bits(
+    tiny_models: dict[str, bytes], quantized: Quantized
+) -> None:
+    model = at_21(ir.from_proto(onnx.load_model_from_string(tiny_models["plain"])))
+    narrow, _ = quantized(model)
+    assert narrow.activations["first_relu"] is narrow.activations["smaller"]
+    for nodes in (None, ["Conv_first", "MaxPool_smaller"]):
+        plan = widen(model, narrow, nodes)
+        assert plan.activations["first_relu"] is plan.activations["smaller"]
+        assert plan.activations["first_relu"].spec.bits == WIDE_BITS
+
+
+def test_scales_of_values_that_are_recast_are_not_learnt(tiny_models: dict[str, bytes], quantized: Quantized) -> None:
+    model = at_21(ir.from_proto(onnx.load_model_from_string(tiny_models["plain"])))
+    plan = widen(model, quantized(model)[0], ["Conv_first"])
+    assert "first_relu" in plan.recast
+    graph = FakeQuantGraph(model, plan, learn_scales=True)
+    assert "smaller" not in graph._factors
+    assert "second_relu" in graph._factors

@@ -17,12 +17,13 @@ from edgeship.calibration.diagnosis.saturation import can_clip
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.learned.fake_quant import FakeQuantGraph
+from edgeship.calibration.planning.overrides import Override
 from edgeship.calibration.samples.data import Samples, open_samples
 from edgeship.calibration.types import QuantizedConstant, QuantParams
 from edgeship.pipeline.compression.agreement import agreement
 from edgeship.pipeline.compression.batches import ArrayBatches
 from edgeship.pipeline.compression.held_out import Standing, Verdict, split
-from edgeship.pipeline.compression.qat import Trained, train_quantized
+from edgeship.pipeline.compression.qat import Trained, fixed_scales, train_quantized
 from edgeship.pipeline.quantizing.calibrated import Quantized, quantize_model
 from edgeship.pipeline.recipe import load_recipe
 from edgeship.pipeline.summary import training_rows
@@ -124,6 +125,33 @@ def test_scales_that_fit_badly_are_learnt_but_for_those_of_inputs(
     activations = after.plan.activations
     assert activations["image"].same_as(before.plan.activations["image"])
     assert float(activations["logits"].scale) < 0.9 * float(before.plan.activations["logits"].scale)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        Override("inner_1", range=(0.0, 9.0)),  # the ReLU behind it lives in this range, and has it
+        Override("inner_1_relu", scale=0.05, zero_point=-128),
+        Override("inner_?_relu", range=(0.0, 9.0)),
+    ],
+)
+def test_scales_that_the_recipe_gives_are_not_learnt(
+    quantized: Callable[..., Quantized], train: Train, override: Override
+) -> None:
+    before = quantized(overrides=[override])
+    after = train(before, "epochs = 2\nlr = 0.5\nlearn_scales = true").history["full"]
+    assert after
+    graph = FakeQuantGraph(
+        before.calibration.model, before.plan, learn_scales=True, fixed=fixed_scales(before.calibration)
+    )
+    learnt = {name for name in before.plan.activations if name in graph._factors}
+    assert "inner_1_relu" not in learnt
+    assert {"logits", "sum_relu"} <= learnt
+
+
+def test_a_later_override_takes_a_given_range_back(quantized: Callable[..., Quantized]) -> None:
+    wishes = [Override("inner_1_relu", range=(0.0, 9.0)), Override("inner_*", algorithm="mse")]
+    assert "inner_1_relu" not in fixed_scales(quantized(overrides=wishes).calibration)
 
 
 def coarser(result: Quantized, weights: float = 1, activations: float = 1) -> Quantized:
