@@ -38,7 +38,7 @@ def explained(layers: Iterable[str], model: ir.Model, notes: Sequence[Finding]) 
     from edgeship.calibration.graph.operators import node_key
     from edgeship.calibration.writing.qdq import float_nodes
 
-    own = {finding.where: finding.rule for finding in notes}
+    own = {finding.where: finding.rule for finding in notes}  # targets call a node as in: Conv 'name'
     planned = float_nodes(model)
     nodes = {node_key(node): node for node in model.graph}
     makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
@@ -49,7 +49,8 @@ def explained(layers: Iterable[str], model: ir.Model, notes: Sequence[Finding]) 
             found.append(FloatLayer(layer, None, None))
             continue
         name = f"{node_key(node)} ({node.op_type})"
-        found.append(FloatLayer(layer, name, planned.get(node_key(node)) or own.get(name) or QUANTIZED))
+        told = own.get(f"{node.op_type} {node.name!r}")
+        found.append(FloatLayer(layer, name, planned.get(node_key(node)) or told or QUANTIZED))
     return found
 
 

@@ -71,9 +71,25 @@ def test_weights_that_stay_float_have_a_reason_too(tiny_models: dict[str, bytes]
     assert ("Conv_second (Conv)", "the recipe keeps 'second' float") in [(each.node, each.reason) for each in found]
 
 
+def test_what_the_target_has_no_kernel_for_is_said_in_its_own_words(
+    tiny_models: dict[str, bytes], tiny_images: Array, tmp_path: Path
+) -> None:
+    shots = [Shot(str(i), {"image": image[np.newaxis]}) for i, image in enumerate(tiny_images[:4])]
+    target = load("tflite")
+    model = quantize_model(float_model(tiny_models, "plain"), shots, [target.rules]).models["full"]
+    for value in model.graph.initializers.values():
+        if value.name == "second_weight__zero_point":
+            assert value.const_value is not None
+            value.const_value = ir.tensor(value.const_value.numpy() + np.int8(3), name=value.name)
+    (found,) = left("tflite", model, tmp_path)
+    assert found.node == "Conv_second (Conv)"
+    assert found.reason is not None
+    assert "zero points" in found.reason
+
+
 def test_what_nobody_wanted_in_float_is_told_from_what_is_not_known(tiny_models: dict[str, bytes]) -> None:
     half = float16_weights(float_model(tiny_models, "plain"), []).models["full"]
-    notes = [Finding("Conv_first (Conv)", "no kernel for this dilation")]
+    notes = [Finding("Conv 'Conv_first'", "no kernel for this dilation")]
     found = explained(["Conv_first (Conv)", "second_relu/float", "logits", "odd"], half, notes)
     assert found == [
         FloatLayer("Conv_first (Conv)", "Conv_first (Conv)", "no kernel for this dilation"),
