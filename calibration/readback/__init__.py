@@ -1,9 +1,10 @@
 """Quantized models of others as QDQ: the same integers, said the one way that every target starts from.
 
-Three habits of exporters are undone. Operators that take scales themselves (QLinearConv and its relatives) become the
+Four habits of exporters are undone. Operators that take scales themselves (QLinearConv and its relatives) become the
 operator between DequantizeLinear and QuantizeLinear. Operators that carry integers from place to place (a Reshape
 between QuantizeLinear and DequantizeLinear) carry real numbers instead: real = scale * (integer - zero point) and back
 gives the same integer. What is done to a constant before it is dequantized, or after, is done to its integers here.
+Numbers that are moved between DequantizeLinear and a layer get the pair behind them (`moved`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from edgeship.calibration.readback.constants import fold_constants
 from edgeship.calibration.readback.dynamic import write_weight_only
 from edgeship.calibration.readback.integers import carry_real_numbers
+from edgeship.calibration.readback.moved import requantize_moved
 from edgeship.calibration.readback.plain import is_plain
 from edgeship.calibration.readback.qoperator import QOPERATORS, write_qdq
 from edgeship.calibration.readback.quantized import PAIR, find_quantized
@@ -40,6 +42,7 @@ def read_back(model: ir.Model, *, run_time: bool = False) -> ir.Model:
         _standardize(graph)
         fold_constants(graph)
         carry_real_numbers(graph)
+        requantize_moved(graph)
     return model
 
 

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.readback.constants import MOVING
 from edgeship.calibration.readback.integers import CARRIERS
+from edgeship.calibration.readback.moved import needs_pair
 from edgeship.calibration.readback.quantized import PAIR, is_quantized
 from edgeship.calibration.readback.rewrite import DATA_TYPES, is_known, place
 
@@ -21,9 +22,10 @@ def _is_plain(node: ir.Node) -> bool:
     if is_quantized(node):
         folds = node.op_type == "QuantizeLinear" and is_known(place(node, 0))
         return node.op_type in PAIR and not node.domain and not folds
-    return node.op_type not in MOVING | CARRIERS.keys() or not any(
+    carries = node.op_type in MOVING | CARRIERS.keys() and any(
         value is not None and _holds_integers(value) for value in node.inputs
     )
+    return not carries and not needs_pair(node)
 
 
 def _holds_integers(value: ir.Value) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from edgeship.calibration.readback.rewrite import is_known, place
+
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _RUN_TIME = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 _INTEGER = frozenset({"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention"})
@@ -21,6 +23,14 @@ def is_quantized(node: ir.Node) -> bool:
     """Whether the operator quantizes, or computes on quantized tensors."""
     name = node.op_type
     return name in PAIR or name in _RUN_TIME or name in _INTEGER or name.startswith("QLinear")
+
+
+def quantizes_activations(graph: ir.Graph) -> bool:
+    """Whether fed or computed numbers become integers, by parameters chosen beforehand: not weights alone."""
+    return any(
+        node.op_type.startswith("QLinear") or (node.op_type == "QuantizeLinear" and not is_known(place(node, 0)))
+        for node in graph
+    )
 
 
 def form(model: ir.Model) -> str:

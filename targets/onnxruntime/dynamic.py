@@ -4,7 +4,8 @@
     y = (sum (x_q - z_x) w_q) s_x s_w[c] + b     (ConvInteger, MatMulInteger; Cast, Mul, Add in float32)
 
 ONNX Runtime fuses the MatMul form into one kernel (DynamicQuantizeMatMul). `simulated` is the same in float
-arithmetic: what the artifact is compared with.
+arithmetic: what the artifact is compared with. Only of a model in which nothing but weights is quantized: where some
+activations have ranges that were chosen beforehand, float ones are float because somebody wanted them so.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.graph.operators import attribute, constant_array, is_float, node_key
+from edgeship.calibration.readback.quantized import quantizes_activations
 from edgeship.calibration.types import Array
 
 
 def make_dynamic(model: ir.Model) -> None:
     """Rewrites the layers of `model` that have int8 weights and float activations, in place."""
+    if quantizes_activations(model.graph):
+        return
     writer = _Writer(model.graph)
     for node in list(model.graph):
         dequantize = weight_only(node)
@@ -28,6 +32,8 @@ def make_dynamic(model: ir.Model) -> None:
 
 def simulated(model: ir.Model) -> ir.Model:
     """What the rewritten model computes, in float: activations rounded at run time, weights as they are."""
+    if quantizes_activations(model.graph):
+        return model
     copy = model.clone()
     writer = _Writer(copy.graph)
     for node in list(copy.graph):

@@ -6,7 +6,8 @@
 over each image for TRANSPOSE_CONV, and for CONV_2D (grouped ones too) and DEPTHWISE_CONV_2D with weights per channel;
 over each row for FULLY_CONNECTED and BATCH_MATMUL with `asymmetric_quantize_inputs` (measured with LiteRT 2.3: the
 reference kernels, the optimised ones and XNNPACK agree). Where all scales are one, TFLite's own CONV_2D rounds
-symmetrically and XNNPACK's does not: such a layer stays float.
+symmetrically and XNNPACK's does not: such a layer stays float. So does one in a model where some activations have
+ranges that were chosen beforehand: its own are float because somebody wanted them so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeship.calibration.readback.quantized import quantizes_activations
 from edgeship.calibration.types import QuantParams, TensorSpec
 from edgeship.targets.tflite.graph import Node, Tensor, constant
 from edgeship.targets.tflite.op import Op
@@ -38,6 +40,8 @@ def runs_hybrid(node: Node, op: Op) -> bool:
 
 def simulated(model: ir.Model) -> ir.Model:
     """What the hybrid kernels compute, in float: activations rounded at run time, weights as they are."""
+    if quantizes_activations(model.graph):
+        return model
     copy = model.clone()
     for node in list(copy.graph):
         if _is_hybrid(node):

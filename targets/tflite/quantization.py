@@ -24,6 +24,7 @@ def settle(graph: Graph, op_of: OpOf) -> None:
     """Marks the int8 nodes and writes the conversions between them and the float ones into the graph."""
     _spread(graph, op_of)
     borders = _Borders(graph)
+    weights_only = not any(tensor.quant for node in graph.nodes for tensor in node.outputs)
     for node in graph.nodes:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             borders.nodes.append(node)
@@ -32,7 +33,7 @@ def settle(graph: Graph, op_of: OpOf) -> None:
         if op and op.int8 and runs_in_integers(node, op):
             node.int8 = True
             borders.integer(node, op.int8)
-        elif op and runs_hybrid(node, op):
+        elif op and weights_only and runs_hybrid(node, op):
             borders.hybrid(node)
         else:
             borders.real(node)

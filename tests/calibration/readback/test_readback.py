@@ -205,6 +205,34 @@ def test_a_choice_between_integers_is_one_between_numbers() -> None:
     assert_same_integers(before, after, feeds, most=1)
 
 
+def test_numbers_that_are_moved_between_the_pair_and_a_layer_are_quantized_once_more() -> None:
+    """As Brevitas writes a MaxPool: nothing is said of what it makes, which is what integers stand for all the same."""
+    text = """g (float[1,4,8,8] x) => (float[1,3] y)
+        <float scale = {0.1}, uint8 zero = {100}, float steps = {0.02}, int8 none = {0}>
+        { a = QuantizeLinear(x, scale, zero) b = DequantizeLinear(a, scale, zero)
+          c = MaxPool <kernel_shape=[2,2], strides=[2,2]> (b) d = Flatten(c)
+          v = DequantizeLinear(w, steps, none) y = MatMul(d, v) }"""
+    graph = onnx.parser.parse_graph(text)
+    graph.initializer.append(
+        numpy_helper.from_array(np.random.default_rng(0).integers(-127, 128, (64, 3), np.int8), "w")
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = read_back(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+    written = [node.op_type for node in model.graph if node.name != "v"]
+    pair = ["QuantizeLinear", "DequantizeLinear"]
+    assert [op for op in written if op != "MatMul"] == [*pair, "MaxPool", *pair, "Flatten", *pair, "DequantizeLinear"]
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    feeds = {"x": np.random.default_rng(1).normal(size=(1, 4, 8, 8)).astype(np.float32) * 5}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    before, after = (
+        onnxruntime.InferenceSession(each.SerializeToString(), options).run(None, feeds)[0]
+        for each in (proto, ir.to_proto(model))
+    )
+    assert np.array_equal(before, after)
+    assert read_back(model) is model
+
+
 def test_a_clip_to_the_bounds_of_the_type_is_no_clip() -> None:
     node = helper.make_node
     before = _qdq(

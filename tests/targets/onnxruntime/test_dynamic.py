@@ -40,6 +40,31 @@ def test_the_artifact_computes_what_its_reference_does(
         assert not np.array_equal(expected, plain.run(feeds)["logits"])  # the activations are rounded in both
 
 
+def test_float_activations_beside_quantized_ones_stay_float(tiny_model: ir.Model, tiny_images: Array) -> None:
+    """Whoever chose ranges for some activations and none for others did not ask for ranges at run time."""
+    quantized = weight_only(tiny_model)
+    graph, image = quantized.graph, quantized.graph.inputs[0]
+    for name, number in (("image_step", np.float32(0.02)), ("image_zero", np.int8(0))):
+        value = ir.Value(name=name, const_value=ir.tensor(number, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(number.dtype), ir.Shape(())
+        graph.register_initializer(value)
+    parameters = [graph.initializers[name] for name in ("image_step", "image_zero")]
+    readers = list(image.uses())
+    quantize = ir.node("QuantizeLinear", [image, *parameters])
+    real = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
+    for node, name, dtype in ((quantize, "image_q", ir.DataType.INT8), (real, "image_real", ir.DataType.FLOAT)):
+        node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, image.shape
+    graph.insert_before(graph[0], [quantize, real])
+    for reader, place in readers:
+        reader.replace_input_with(place, real.outputs[0])
+    assert TARGET.reference(quantized) is quantized
+    plain = open_reference(to_bytes(quantized))
+    artifact = OnnxSession(TARGET.convert(quantized, ConvertOptions()))
+    for image_values in tiny_images[:4]:
+        feeds = {"image": image_values[np.newaxis]}
+        assert artifact.run(feeds)["logits"] == pytest.approx(plain.run(feeds)["logits"], rel=1e-4, abs=1e-4)
+
+
 def test_every_layer_runs_in_integers(tiny_model: ir.Model, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(TARGET.convert(weight_only(tiny_model), ConvertOptions()))
