@@ -54,8 +54,10 @@ def _write_pair(graph: ir.Graph, node: ir.Node, index: int) -> None:
     stem = f"{moved.name}/moved"
     quantize = ir.node("QuantizeLinear", [moved, *parameters], name=f"{stem}_q", version=node.version)
     real = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{stem}_dq", version=node.version)
-    for made, kind in ((quantize, dtype_of(parameters[1])), (real, ir.DataType.FLOAT)):
-        made.outputs[0].name, made.outputs[0].shape, made.outputs[0].dtype = str(made.name), moved.shape, kind
+    for made in (quantize, real):
+        made.outputs[0].name, made.outputs[0].shape = str(made.name), moved.shape
+    quantize.outputs[0].dtype = dtype_of(parameters[1]) or ir.DataType.UINT8
+    real.outputs[0].dtype = ir.DataType.FLOAT
     graph.insert_after(node, [quantize, real])
     for reader, at in readers:
         reader.replace_input_with(at, real.outputs[0])
