@@ -23,6 +23,8 @@ MOVERS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that compute nothing. An artifact may hold their outputs in an order of its own (and its weights too)."""
 
 ACTIVATIONS = ("Clip", "Relu")
+NORMALIZATIONS = ("/scaled", "/shifted")
+"""How `edgeship.calibration.writing.exact` names the last node of a LayerNormalization."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -115,7 +117,7 @@ def _boundaries(graph: onnx.GraphProto) -> list[Boundary]:
     found = []
     for node in graph.node:
         quantize = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if quantize is None or quantize.op_type != "QuantizeLinear":
+        if quantize is None or quantize.op_type != "QuantizeLinear" or not _same(node, quantize, constants):
             continue
         real, seen = quantize.input[0], node.output[0]
         maker = makers.get(real)
@@ -125,8 +127,16 @@ def _boundaries(graph: onnx.GraphProto) -> list[Boundary]:
     return found
 
 
+def _same(node: onnx.NodeProto, other: onnx.NodeProto, constants: dict[str, Array]) -> bool:
+    """Whether both have one scale and zero point."""
+    pairs = zip(node.input[1:], other.input[1:], strict=True)
+    return all(a == b or np.array_equal(constants[a], constants[b]) for a, b in pairs)
+
+
 def _kind(maker: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> str:
     """The operator, and in front of an activation the one that it is computed with."""
+    if maker.op_type in ("Add", "Mul") and maker.name.endswith(NORMALIZATIONS):
+        return "LayerNormalization"
     before = makers.get(maker.input[0])
     fused = maker.op_type in ACTIVATIONS and before is not None and before.op_type != "DequantizeLinear"
     return f"{before.op_type}+{maker.op_type}" if fused and before is not None else maker.op_type
@@ -156,6 +166,7 @@ def _cut(proto: onnx.ModelProto, found: Sequence[Boundary], *, fed: bool) -> byt
     names = {boundary.seen for boundary in found}
     make = onnx.helper.make_tensor_value_info
     if fed:
+        _feed_integers(model.graph, found)
         for node in model.graph.node:
             for index, name in enumerate(node.input):
                 if name in names:
@@ -164,6 +175,24 @@ def _cut(proto: onnx.ModelProto, found: Sequence[Boundary], *, fed: bool) -> byt
     del model.graph.output[:]
     model.graph.output.extend(make(b.seen, onnx.TensorProto.FLOAT, b.shape) for b in found)
     return bytes(model.SerializeToString())
+
+
+def _feed_integers(graph: onnx.GraphProto, found: Sequence[Boundary]) -> None:
+    """Lets those that read a boundary's integers in another way read the integers of what is fed."""
+    makers = {name: node for node in graph.node for name in node.output}
+    quantizers = {makers[b.seen].input[0]: (b.seen, makers[makers[b.seen].input[0]]) for b in found}
+    seen = {boundary.seen for boundary in found}
+    added: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantizers and node.output[0] not in seen:
+            name, quantize = quantizers[node.input[0]]
+            added[name] = onnx.helper.make_node(
+                "QuantizeLinear", [name, *quantize.input[1:]], [f"{quantize.output[0]}{FED}"], f"{name}{FED}"
+            )
+            node.input[0] = added[name].output[0]
+    nodes = [*added.values(), *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _session(content: bytes) -> Any:

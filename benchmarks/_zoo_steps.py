@@ -61,6 +61,7 @@ def quantize(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     from edgeship.calibration.observing.collect import collect
     from edgeship.calibration.planning.plan import make_plan, tensors_to_observe
     from edgeship.calibration.samples.data import Sample
+    from edgeship.calibration.writing.exact import exact
     from edgeship.calibration.writing.qdq import apply_plan
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_float
@@ -69,7 +70,7 @@ def quantize(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     samples = [Sample(str(index), {"input": image[None]}) for index, image in enumerate(trial.calibration_images())]
     observers = collect(model, samples, tensors_to_observe(model, rules), ALGORITHM, open_float)
     plan = make_plan(model, rules, observers)
-    _write(path, to_bytes(apply_plan(model, plan)))
+    _write(path, to_bytes(exact(apply_plan(model, plan))))
     return {"int8_nodes": len(plan.int8_nodes), "stays_float": dict(plan.stays_float)}
 
 

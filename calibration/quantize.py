@@ -30,6 +30,7 @@ from edgeship.calibration.refine import Refinement
 from edgeship.calibration.types import Observer, OpenModel, QuantPlan, QuantRules, WeightScheme
 from edgeship.calibration.values.ranges import Extremes
 from edgeship.calibration.values.silhouette import Silhouette
+from edgeship.calibration.writing.exact import exact
 from edgeship.calibration.writing.qdq import apply_plan
 
 REFINEMENTS = ("gptq", "bias_correction")
@@ -89,7 +90,7 @@ class Calibration:
         }
         if self.overrides:
             facts["overrides"] = ",".join(override.pattern for override in self.overrides)
-        return apply_plan(self.model, plan, facts)
+        return exact(apply_plan(self.model, plan, facts))
 
 
 def check_names(algorithm: str, weight_algorithm: str, refinements: Sequence[str]) -> None:

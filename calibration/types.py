@@ -15,6 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
+EXACT_ROW = 4096
+"""Elements of a row of 8-bit integers whose squares float32 adds up exactly at a root mean square of 64, half of what 8
+bits hold: 2^24.
+"""
 WeightScheme = Literal["full", "pair_limited"]
 WeightForm = Literal["full", "pair_limited", "unsigned"]
 Mode = Literal["static", "dynamic", "float16", "int16", "none"]

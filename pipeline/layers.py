@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgeship.calibration.errors import InputError
+from edgeship.calibration.readback.exact import is_whole, operator_of
 from edgeship.calibration.types import Array, TensorInfo
 from edgeship.pipeline.compare import Difference, OutputComparison
 from edgeship.pipeline.explanation import RangeUse, Use, explain
@@ -138,14 +139,14 @@ def _boundaries(model: ir.Model) -> dict[str, _Boundary]:
     found: dict[str, _Boundary] = {}
     for node in model.graph:
         source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
-        if source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None:
+        if source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None or is_whole(node, source):
             continue
         maker, scale = source.inputs[0].producer(), node.inputs[1]
         constant = None if scale is None else ir.convenience.get_const_tensor(scale)
         if maker is None or constant is None or constant.size != 1:
             continue
         name, step = str(node.outputs[0].name), float(constant.numpy().reshape(()))
-        found[name] = _Boundary(str(source.inputs[0].name), step, maker.op_type, _representable(node, step))
+        found[name] = _Boundary(str(source.inputs[0].name), step, operator_of(maker), _representable(node, step))
     return found
 
 
@@ -184,8 +185,26 @@ def _cut(model: ir.Model, value: ir.Value, rank: int) -> None:
     uses = list(value.uses())
     for node, index in uses:
         node.replace_input_with(index, given)
-    if uses:
+    if _feed_integers(model.graph, value, given) or uses:
         model.graph.inputs.append(given)
+
+
+def _feed_integers(graph: ir.Graph, value: ir.Value, given: ir.Value) -> bool:
+    """Lets those that read a layer's integers in another way than `value` does read the integers of what is given."""
+    import onnx_ir as ir
+
+    dequantize = value.producer()
+    integers = None if dequantize is None else dequantize.inputs[0]
+    source = None if integers is None else integers.producer()
+    if source is None or integers is None or source.op_type != "QuantizeLinear":
+        return False
+    others = [node for node, _ in integers.uses() if node.op_type == "DequantizeLinear" and is_whole(node, source)]
+    if others:
+        made = ir.Value(name=f"{integers.name}{_FED}", type=integers.type, shape=integers.shape)
+        graph.insert_before(graph[0], ir.node("QuantizeLinear", [given, *source.inputs[1:]], outputs=[made]))
+        for node in others:
+            node.replace_input_with(0, made)
+    return bool(others)
 
 
 def _drop_idle_inputs(model: ir.Model) -> None:

@@ -44,6 +44,8 @@ a step that the sum does not see may be a coarse one to them. 5 % of a step are 
 """
 _WIDENINGS = tuple(1 + k / 4000 for k in range(81))
 _SUMS, _PRODUCTS, _MEANS = {"Add", "Sub"}, {"Mul"}, {"AveragePool", "GlobalAveragePool", "ReduceMean"}
+FACTORS = frozenset(_PRODUCTS | _MEANS)
+"""Operators whose operands' scales are factors of a fraction of the output's."""
 
 
 def clear_scales(

@@ -1,8 +1,8 @@
 """Float graph + rules + observed ranges -> QuantPlan: every number of the quantized model, before the model is touched.
 
 1. `selection.select` says which nodes are int8 (structure and rules only).
-2. `sharing` says which tensors have one scale, and its value; `input_grid` and `clear_scales` move it a little where
-   runtimes would round differently.
+2. `sharing` says which tensors have one scale, and its value; `input_grid`, `clear_scales` and `reciprocal` move it a
+   little where runtimes would round differently.
 3. A Relu or Clip that lives in its producer's output range is folded where the parameters provably do its work.
    Otherwise (its group also holds negative values) it stays a node, and its input gets its output's parameters: the
    kernel then only cuts integers, and what it would cut may saturate.
@@ -37,6 +37,7 @@ from edgeship.calibration.planning.clear_scales import clear_scales, operand_par
 from edgeship.calibration.planning.groups import Groups
 from edgeship.calibration.planning.input_grid import image_input_params
 from edgeship.calibration.planning.pinned import Pinned
+from edgeship.calibration.planning.reciprocal import clear_reciprocals
 from edgeship.calibration.planning.selection import Selection, moves, select
 from edgeship.calibration.planning.sharing import group_params, quantized_values, share_scales
 from edgeship.calibration.planning.weights import quantize_bias, weight_params
@@ -89,7 +90,9 @@ def make_plan(
     by_group = group_params(selection, rules, groups, seen, pinned)
     if not any(value.name in pinned for value in model.graph.inputs):
         by_group |= _image_inputs(model, rules, groups, by_group)
-    by_group = clear_scales(selection, rules, groups, by_group, {*pinned, *map(value_name, model.graph.inputs)})
+    kept = {*pinned, *map(value_name, model.graph.inputs)}
+    by_group = clear_scales(selection, rules, groups, by_group, kept)
+    by_group = clear_reciprocals(selection, groups, by_group, kept)
     activations, folded = _activation_params(selection, groups, by_group)
     weights, biases = _constants(selection, rules, activations, folded, groups, of_weights or {})
     return QuantPlan(

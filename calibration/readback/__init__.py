@@ -5,6 +5,7 @@ operator between DequantizeLinear and QuantizeLinear. Operators that carry integ
 between QuantizeLinear and DequantizeLinear) carry real numbers instead: real = scale * (integer - zero point) and back
 gives the same integer. What is done to a constant before it is dequantized, or after, is done to its integers here.
 Numbers that are moved between DequantizeLinear and a layer get the pair behind them (`moved`).
+Normalizations that edgeship itself wrote in single operations become one operator again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.readback.constants import fold_constants
 from edgeship.calibration.readback.dynamic import write_weight_only
+from edgeship.calibration.readback.exact import has_exact, undo_exact
 from edgeship.calibration.readback.integers import carry_real_numbers
 from edgeship.calibration.readback.moved import requantize_moved
 from edgeship.calibration.readback.plain import is_plain
@@ -32,7 +34,12 @@ def read_back(model: ir.Model, *, run_time: bool = False) -> ir.Model:
     weights; the runtime's own kernels for these are to be preferred where it has them.
     Raises UnsupportedError for quantized operators in a form that QDQ does not have.
     """
-    if not find_quantized(model) or all(is_plain(graph) for graph in model.graphs()):
+    if not find_quantized(model):
+        return model
+    if has_exact(model):
+        model = model.clone()
+        undo_exact(model)
+    if all(is_plain(graph) for graph in model.graphs()):
         return model
     model = model.clone()
     for graph in model.graphs():

@@ -17,6 +17,7 @@ import torch
 
 from edgeship.calibration.graph.operators import constant_array, value_name
 from edgeship.calibration.observing.expose import Exposer
+from edgeship.calibration.readback.exact import is_whole
 from edgeship.calibration.writing.qdq import output_steps
 from edgeship.pipeline.compression.checkpoint import seeded
 
@@ -86,7 +87,7 @@ def _value_steps(quantized: ir.Model) -> dict[str, float]:
     for node in quantized.graph:
         source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
         scale = constant_array(node.inputs[1]) if source is not None and source.op_type == "QuantizeLinear" else None
-        if scale is not None and scale.size == 1:
+        if scale is not None and scale.size == 1 and source is not None and not is_whole(node, source):
             steps[value_name(node.outputs[0])] = float(scale.reshape(()))
     return steps
 

@@ -63,7 +63,8 @@ class Op:
 
     `int8` None: float only. `hybrid`: what else the kernel demands that takes int8 weights and float activations; None:
     there is none. `limits`: nodes that cannot be expressed at all. `since`: the oldest opset whose meaning is
-    known. `fuses`: whether a following Relu or Clip can be written into a node of it.
+    known. `fuses`: whether a following Relu or Clip can be written into a node of it. `reads_integers`: nodes in float
+    that take the integers of their first input, of 8 bits, as they are.
     """
 
     onnx: str
@@ -74,6 +75,7 @@ class Op:
     since: int = 7
     hybrid: tuple[Limit, ...] | None = None
     fuses: bool | Callable[[Node], bool] = False
+    reads_integers: Callable[[Node], bool] | None = None
 
     def takes_activation(self, node: Node) -> bool:
         """Whether a Relu or Clip that follows `node` can be written into it."""

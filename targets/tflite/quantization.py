@@ -23,20 +23,21 @@ SIXTEEN = TensorSpec(bits=WIDE_BITS)
 def settle(graph: Graph, op_of: OpOf) -> None:
     """Marks the int8 nodes and writes the conversions between them and the float ones into the graph."""
     _spread(graph, op_of)
-    borders = _Borders(graph)
+    borders, uses = _Borders(graph), graph.consumers()
     weights_only = not any(tensor.quant for node in graph.nodes for tensor in node.outputs)
     for node in graph.nodes:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             borders.nodes.append(node)
             continue
         op = op_of(node)
-        if op and op.int8 and runs_in_integers(node, op):
+        exact = _takes_integers(node, op)
+        if op and op.int8 and runs_in_integers(node, op) and not (exact and _is_computed_with(uses[node.y])):
             node.int8 = True
             borders.integer(node, op.int8)
         elif op and weights_only and runs_hybrid(node, op):
             borders.hybrid(node)
         else:
-            borders.real(node)
+            borders.real(node, keeps=exact)
     graph.nodes = borders.nodes
     graph.prune()
 
@@ -57,6 +58,19 @@ def runs_in_integers(node: Node, op: Op) -> bool:
     weights = [(i, t) for i, t in reals if i in rule.wide.weights and t.is_constant]
     others = [pair for pair in reals if pair not in weights]
     return _widths(others) == {WIDE_BITS} and _widths(weights) <= {ACTIVATION_BITS}
+
+
+def _takes_integers(node: Node, op: Op | None) -> bool:
+    """Whether a node in float takes the integers of its first input: exact, so better than a kernel where others
+    compute with what it makes.
+    """
+    if op is None or op.reads_integers is None or not op.reads_integers(node):
+        return False
+    return not node.x.is_constant and node.x.quant is not None and node.x.quant.spec.bits == ACTIVATION_BITS
+
+
+def _is_computed_with(readers: Sequence[Node]) -> bool:
+    return any(node.op_type not in (QUANTIZE, DEQUANTIZE) for node in readers)
 
 
 def _widths(tensors: Sequence[tuple[int, Tensor]]) -> set[int]:
@@ -138,9 +152,11 @@ class _Borders:
                 after = self._outputs_as(node, node.x.quant)
         self.nodes += [node, *after]
 
-    def real(self, node: Node) -> None:
-        """Adds a float node: its integer inputs are dequantized, its integer outputs quantized."""
-        node.inputs = [self._real(t) if t is not None and t.quant else t for t in node.inputs]
+    def real(self, node: Node, *, keeps: bool = False) -> None:
+        """Adds a float node: its integer inputs are dequantized (`keeps`: not the first), its outputs quantized."""
+        first = node.inputs[:1] if keeps else []
+        rest = node.inputs[len(first) :]
+        node.inputs = [*first, *(self._real(t) if t is not None and t.quant else t for t in rest)]
         self.nodes.append(node)
         for index, tensor in enumerate(node.outputs):
             if tensor.quant:

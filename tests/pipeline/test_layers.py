@@ -12,7 +12,7 @@ from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.calibration.quantize import quantize_model
 from edgeship.calibration.samples.data import Sample
 from edgeship.calibration.types import strictest
-from edgeship.pipeline.layers import LayerComparison, LayerDifference, describe, open_layers
+from edgeship.pipeline.layers import LayerComparison, LayerDifference, OnnxLayers, describe, open_layers
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.onnxruntime import open_float
 
@@ -49,6 +49,43 @@ def test_every_int8_layer_of_an_artifact_is_found_and_within_a_step_by_itself(
         assert layer.own.max_steps <= 1
         assert layer.own.max_steps <= layer.difference.max_steps or layer.difference.max_steps <= 2
     assert "no layer is off by more than 2 steps by itself" in describe(found)
+
+
+def test_a_normalization_computed_from_integers_is_one_layer_that_is_fed_as_the_others_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    weights = {
+        "w": rng.normal(size=(8, 8)) / 3,
+        "scale": rng.uniform(0.5, 2, 8),
+        "shift": rng.normal(size=8),
+    }
+    graph = onnx.parser.parse_graph("""g (float[1, 6, 8] image) => (float[1, 6, 8] y) {
+        h = MatMul(image, w)
+        n = LayerNormalization(h, scale, shift)
+        y = MatMul(n, w)
+    }""")
+    graph.initializer.extend(onnx.numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items())
+    for node in graph.node:
+        node.name = f"make_{node.output[0]}"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    images = rng.normal(size=(12, 6, 8)).astype(np.float32)
+    qdq = _quantized(ir.from_proto(onnx.shape_inference.infer_shapes(model)), images[:8])
+    reference, artifact = tmp_path / "qdq.onnx", tmp_path / "model.tflite"
+    reference.write_bytes(to_bytes(qdq))
+    artifact.write_bytes(load("tflite").convert(qdq, ConvertOptions()))
+    found = {layer.name: layer for layer in _compared(reference, artifact, images[8:])}
+    assert {name: layer.operator for name, layer in found.items()} == {
+        "h": "MatMul",
+        "n": "LayerNormalization",
+        "y": "MatMul",
+    }
+    session, quantized = open_layers(artifact, as_reference=False), open_layers(reference, as_reference=True)
+    assert isinstance(quantized, OnnxLayers)
+    fed = quantized.fed({"h": 3, "n": 3})
+    assert fed is not None
+    tensors = session.run({"image": images[9][np.newaxis]})
+    moved = {"h__fed": tensors["h"][:, ::-1].copy(), "n__fed": tensors["n"]}
+    results = fed.run({info.name: moved.get(info.name, images[9][np.newaxis]) for info in fed.inputs})
+    np.testing.assert_array_equal(results["n"], tensors["n"][:, ::-1])
 
 
 def test_layers_of_a_model_that_onnxruntime_quantized_are_found_from_the_float_model(

@@ -14,6 +14,7 @@ from onnx import helper
 
 from edgeship.calibration.planning.plan import make_plan, tensors_to_observe
 from edgeship.calibration.types import strictest
+from edgeship.calibration.writing.exact import exact
 from edgeship.calibration.writing.qdq import apply_plan
 from edgeship.targets.base import ConvertOptions, load
 from edgeship.targets.tflite import TARGET
@@ -56,6 +57,10 @@ BLOCKS: dict[str, list[onnx.NodeProto]] = {
         node("Reshape", ["l", "square"], ["y4"]),
         node("Conv", ["y4", "p"], ["y"]),
     ],
+    "normalization": [node("LayerNormalization", ["h", "gain", "k12"], ["n"]), node("Conv", ["n", "p"], ["y"])],
+    "normalization, in float": [node("LayerNormalization", ["h", "gain", "k12"], ["y"])],
+    "normalization of planes": [node("LayerNormalization", ["h", "plane"], ["y"], axis=2, epsilon=0.1)],
+    "unit vectors": [node("LpNormalization", ["h"], ["n"]), node("Conv", ["n", "p"], ["y"])],
 }
 """Each between a convolution, whose scales are whatever they are, and the output `y`; `h` is (1, 8, 12, 12)."""
 
@@ -75,6 +80,9 @@ def test_every_integer_is_the_references(
             "d": rng.normal(size=(CHANNELS, 1, 3, 3)),
             "p": rng.normal(size=(CHANNELS, CHANNELS, 1, 1)) / 2,
             "k": rng.normal(size=(1, CHANNELS, 1, 1)),
+            "gain": rng.uniform(0.5, 2, size=12),
+            "k12": rng.normal(size=12),
+            "plane": rng.uniform(0.5, 2, size=(12, 12)),
             "axes": np.array([2, 3]),
             "flat": np.array([1, CHANNELS, -1]),
             "square": np.array([1, CHANNELS, CHANNELS, 1]),
@@ -92,7 +100,9 @@ def test_every_integer_is_the_references(
 
 
 def _differing(model: onnx.ModelProto, images: Array, reference: Reference, path: Path) -> int:
-    """Planned for both targets and run in LiteRT: how many outputs are another integer than the reference's."""
+    """Planned for both targets and run in LiteRT: how many outputs are another integer than the reference's, or, where
+    the output is not quantized, another number.
+    """
     graph, rules = ir.from_proto(model), strictest([TARGET.rules, load("onnxruntime").rules])
     names = tensors_to_observe(graph, rules)
     exposed = onnx.ModelProto.FromString(model.SerializeToString())
@@ -101,9 +111,9 @@ def _differing(model: onnx.ModelProto, images: Array, reference: Reference, path
     seen = [{**reference(exposed, {"x": image}), "x": image} for image in images]
     observers: Any = {name: _Seen([values[name] for values in seen]) for name in names}
     plan = make_plan(graph, rules, observers)
-    qdq = apply_plan(graph, plan)
+    qdq = exact(apply_plan(graph, plan))
     path.write_bytes(TARGET.convert(qdq, ConvertOptions()))
-    session, step = TFLiteSession(path), float(plan.activations["y"].scale)
+    session, step = TFLiteSession(path), float(plan.activations["y"].scale) if "y" in plan.activations else 0.0
     quantized = ir.to_proto(qdq)
     # Away from the boundaries of the input, which a model without known pixels cannot be kept clear of.
     grids = [plan.activations["x"].dequantize(plan.activations["x"].quantize(image)) for image in images]
