@@ -18,6 +18,7 @@ from edgeship.calibration.errors import InputError
 from edgeship.calibration.graph.macs import WEIGHT_INPUT, count_macs
 from edgeship.calibration.graph.onnx_file import load_onnx, read_bytes
 from edgeship.calibration.readback.quantized import form
+from edgeship.pipeline.source_files import model_bytes
 
 _INTEGER_OPERATORS = frozenset(
     set(WEIGHT_INPUT) - {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
@@ -128,7 +129,7 @@ def _inspect_onnx(path: Path) -> ModelFacts:
     return ModelFacts(
         path=str(path),
         format="onnx",
-        bytes=len(content),
+        bytes=model_bytes(path),
         sha256=hashlib.sha256(content).hexdigest(),
         version=f"opset {opset}" + (f", by {model.producer_name}" if model.producer_name else ""),
         inputs=tuple(_port(value) for value in model.graph.inputs if value.name not in constants),

@@ -214,10 +214,14 @@ def _drop_idle_inputs(model: ir.Model) -> None:
 
 @dataclass
 class LayerComparison:
-    """The layers that two models have in common, compared over samples; `a` is the reference."""
+    """The layers that two models have in common, compared over samples; `a` is the reference.
+
+    `inputs`: what `a` calls the inputs of `b`, by their names in `b`; the same where it is not told.
+    """
 
     a: Layers
     b: Layers
+    inputs: Mapping[str, str] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
     _axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _total: dict[str, OutputComparison] = field(default_factory=dict)
@@ -227,7 +231,8 @@ class LayerComparison:
 
     def update(self, feeds: Mapping[str, Array]) -> None:
         """Takes in one sample. Raises InputError when the models have no tensor in common."""
-        reference, seen = self.a.run(feeds), self.b.run(feeds)
+        others = {own: feeds[name] for own, name in self.inputs.items()} or feeds
+        reference, seen = self.a.run(feeds), self.b.run(others)
         if not self._names:
             self._match(reference, seen)
         arranged = {}

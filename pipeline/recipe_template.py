@@ -84,6 +84,8 @@ def _source(folder: Path, model: Path | None, factory: str) -> str:
 
 def _input(model: Path | None) -> str:
     """The input's name and shape from an ONNX file, or a placeholder."""
+    if model is not None and model.suffix == ".pt2":
+        return "# shape = [1, 3, 224, 224]          # batch first, NCHW; without this line the program's own"
     if model is None or model.suffix != ".onnx":
         return "shape = [1, 3, 224, 224]            # TODO batch first, NCHW"
     from edgeship.calibration.graph.onnx_file import load_onnx

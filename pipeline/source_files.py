@@ -74,3 +74,8 @@ def external_data(path: Path) -> Sequence[Path]:
     from edgeship.calibration.graph.onnx_file import external_files
 
     return external_files(path) if path.suffix == ".onnx" and path.is_file() else []
+
+
+def model_bytes(path: Path) -> int:
+    """The size of a model: its file, and those beside it that hold its weights."""
+    return sum(each.stat().st_size for each in (path, *external_data(path)))

@@ -15,6 +15,7 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compare import Comparison
 from edgeship.pipeline.gates import ROUNDING, worst_sqnr
 from edgeship.pipeline.scoring import Score, class_scores, drop_of
+from edgeship.pipeline.source_files import model_bytes
 
 if TYPE_CHECKING:
     from edgeship.calibration.samples.data import Sample
@@ -110,8 +111,8 @@ class Versus:
 
 
 def _bytes(model: Path) -> int | None:
-    """The file's size; None for a recipe, which has no file of its own."""
-    return None if model.suffix == ".toml" else model.stat().st_size
+    """The model's size; None for a recipe, which has no file of its own."""
+    return None if model.suffix == ".toml" else model_bytes(model)
 
 
 def check_limits(limits: Limits, facts: Mapping[str, Any]) -> None:

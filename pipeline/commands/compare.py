@@ -151,9 +151,11 @@ def _models(a: Path, b: Path, asked: _Asked, where: Device) -> _Compared:
 
 
 def _open_layers(a: Path, b: Path) -> LayerComparison:
+    from edgeship.pipeline.commands.naming import other_names
     from edgeship.pipeline.layers import LayerComparison, open_layers
 
-    return LayerComparison(open_layers(a, as_reference=True), open_layers(b, as_reference=False))
+    ours, theirs = open_layers(a, as_reference=True), open_layers(b, as_reference=False)
+    return LayerComparison(ours, theirs, other_names(ours.inputs, theirs.inputs, "input"))
 
 
 def _samples(a: tuple[Path, Session], b: tuple[Path, Session], asked: _Asked) -> tuple[Samples, Samples]:

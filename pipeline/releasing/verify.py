@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.types import Finding
 from edgeship.pipeline.releasing.signature import SIGNATURE, check_signature
-from edgeship.pipeline.workspace import artifacts_of, sha256_of, write_atomically
+from edgeship.pipeline.workspace import artifacts_of, sha256_of, stage_folder_name, write_atomically
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -89,7 +89,9 @@ def _read_sums(path: Path) -> dict[str, str]:
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        raise InputError(f"{path.parent} is no release: it has no {SUMS}") from None
+        inner = path.parent / stage_folder_name("release")
+        hint = f"; accepted: {inner}, the release of this run" if inner.is_dir() else ""
+        raise InputError(f"{path.parent} is no release: it has no {SUMS}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     sums = {}

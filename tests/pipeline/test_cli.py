@@ -150,6 +150,7 @@ def test_init_writes_a_recipe_that_loads_for_any_kind_of_model(tmp_path: Path, n
     recipe = load_recipe(tmp_path / "new folder" / "recipe.toml")
     assert recipe.source_path is not None
     assert recipe.name == ("net" if name else "new-folder")
+    assert recipe.input.shape == (None if name == "net.pt2" else (1, 3, 224, 224))  # a program knows its own
 
 
 def test_init_takes_the_factory_as_a_recipe_says_it(tmp_path: Path) -> None:

@@ -194,3 +194,11 @@ def test_a_tensor_index_beyond_the_end_is_told(tflite_content: bytes) -> None:
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     with pytest.raises(InputError, match="operator 1 reads or writes a tensor that is not there"):
         read_model(bytes(builder.Output()), "model.tflite")
+
+
+def test_the_size_of_a_model_is_that_of_all_its_files(tmp_path: Path, tiny_models: dict[str, bytes]) -> None:
+    model = onnx.load_model_from_string(tiny_models["plain"])
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
+    facts = inspect_model(tmp_path / "a.onnx")
+    assert (tmp_path / "a.data").stat().st_size > 4000
+    assert facts.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())

@@ -32,6 +32,8 @@ def test_the_only_input_and_output_are_the_same_by_whatever_name(tmp_path: Path)
     np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).normal(size=(4, 3)))
     done = run("compare", ours, theirs, "--data", tmp_path / "data.npz", "--json")
     assert done.exit_code == 0, done.stderr
+    layers = run("compare", ours, theirs, "--data", tmp_path / "data.npz", "--layers", "--json")
+    assert [layer["name"] for layer in json.loads(layers.stdout)["layers"]] == ["total"]
     facts = json.loads(done.stdout)
     assert (facts["agreement"], list(facts["outputs"]), facts["outputs"]["logits"]["max_abs"]) == (1.0, ["logits"], 0.0)
 

@@ -84,5 +84,8 @@ def test_a_manifest_that_says_nothing_is_a_finding(release: Path, text: str) -> 
 def test_a_folder_that_is_no_release_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no release"):
         verify_release(tmp_path / "none")
-    with pytest.raises(InputError, match="is no release: it has no SHA256SUMS"):
+    with pytest.raises(InputError, match=r"is no release: it has no SHA256SUMS$"):
+        verify_release(tmp_path)
+    (tmp_path / "9-release").mkdir()
+    with pytest.raises(InputError, match=r"no SHA256SUMS; accepted: .*9-release, the release of this run"):
         verify_release(tmp_path)
