@@ -150,9 +150,14 @@ def _required(op_type: str, opset: int) -> tuple[str, ...]:
 
 def _told(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
     """The shape and dtype that the model itself gives for a value; None where they are not static."""
-    if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
-        return None
-    return tuple(int(d) for d in value.shape), value.dtype.numpy()  # type: ignore[arg-type]  # all are int
+    shape = declared_shape(value)
+    return None if shape is None or value.dtype is None else (shape, value.dtype.numpy())
+
+
+def declared_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The static shape that the model itself gives for a value, or None."""
+    sizes = [] if value.shape is None else [int(size) for size in value.shape if isinstance(size, int)]
+    return None if value.shape is None or len(sizes) < len(value.shape) else tuple(sizes)
 
 
 def _inferred(types: dict[str, onnx.TypeProto], value: ir.Value, node: Node) -> tuple[tuple[int, ...], np.dtype[Any]]:

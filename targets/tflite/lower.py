@@ -38,6 +38,7 @@ from edgeship.targets.tflite.graph import (
 )
 from edgeship.targets.tflite.inference import (
     constant_value,
+    declared_shape,
     evaluate,
     is_element_type,
     may_be_folded,
@@ -175,7 +176,10 @@ class _Lowering:
             self._affine(node, inputs)
             return
         lowered = Node(node.op_type, node.name or "", inputs, [], attributes_of(node), node.domain, self.opset)
-        lowered.outputs = [Tensor(v.name or "", (), np.dtype(np.float32), known=False) for v in node.outputs]
+        lowered.outputs = [
+            Tensor(v.name or "", (), np.dtype(np.float32), known=False, model_shape=declared_shape(v) or ())
+            for v in node.outputs
+        ]
         if not all(tensor.known for tensor in lowered.tensors()):
             self.tensors.update(zip(node.outputs, lowered.outputs, strict=True))
             self.nodes.append(lowered)

@@ -5,7 +5,8 @@
 
 Shapes are static: what a pass hands on has the shape and the type of what it was given. Values that each pass adds to a
 row of them are carried as the whole row, of which a pass writes its own place (DYNAMIC_UPDATE_SLICE), so their number
-must be known.
+must be known: from the trip count, or from the shape that the model gives the row. Where the loop then ends with
+another number, the interpreter says so and fails.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ FOREVER = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Body:
-    """One pass: its nodes, what it reads (pass number, condition, carried, outside), and what it hands on."""
+    """One pass: its nodes, what it reads (pass number, condition, carried, outside), and what it hands on.
+
+    `cut`: so many of what is carried, at the end, are rows whose length is what the model says.
+    """
 
     nodes: list[Node]
     step: Tensor
@@ -37,6 +41,7 @@ class Body:
     outside: list[Tensor]
     verdict: Tensor
     values: list[Tensor]
+    cut: int = 0
 
 
 def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
@@ -44,10 +49,12 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     graph: ir.Graph = node.attribute("body")
     given = [node.tensor(place) for place in range(2, len(node.inputs))]
     collected = len(graph.outputs) - 1 - len(given)
-    length = _length(node, graph)
+    length = certain = _length(node, graph)
+    if collected and certain is None:
+        length = _declared(node, collected)
     if collected and length is None:
         rule = "collects a value of each pass, and how many there are, which is its output's shape, shows at run time"
-        accepted = "a constant trip count, and a condition that does not end it before"
+        accepted = "a constant trip count and a condition that does not end it before, or static shapes of its outputs"
         raise Unsupported(rule, f"{collected} such outputs, a computed number of passes", accepted)
     if scope.reading.dynamic:
         raise Unsupported("a loop of computed length among dynamic dimensions", "", "static dimensions")
@@ -75,7 +82,8 @@ def keep_loop(scope: Scope, node: Node) -> list[Tensor]:
     for each in nodes:
         each.inputs = [tensor if tensor is None else inner.get(tensor, tensor) for tensor in each.inputs]
     verdict, *values = [inner.get(tensor, tensor) for tensor in (verdict, *values)]
-    body = Body(nodes, step, going, carried, list(inner.values()), verdict, values)
+    cut = len(rows) if certain is None else 0
+    body = Body(nodes, step, going, carried, list(inner.values()), verdict, values, cut)
     trips = node.tensor(0) if node.has(0) else constant(f"{scope.prefix}/trips", np.array(FOREVER))
     first = node.tensor(1) if node.has(1) else constant(f"{scope.prefix}/condition", np.array(True))
     outputs = [Tensor(f"{scope.prefix}/{place}", t.shape, t.dtype) for place, t in enumerate(given)]
@@ -90,6 +98,13 @@ def _length(node: Node, graph: ir.Graph) -> int | None:
     if trips is None or (node.has(1) and (going is None or not going.all())) or not goes_on(graph):
         return None
     return int(trips.reshape(()))
+
+
+def _declared(node: Node, collected: int) -> int | None:
+    """The number of passes by the shapes that the model gives what is collected, where it gives one number."""
+    shapes = [tensor.model_shape for tensor in node.outputs[-collected:]]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def goes_on(body: ir.Graph) -> bool:
@@ -164,9 +179,20 @@ def convert_while(emit: Emit) -> None:
     start = emit.constant("start", np.array(0))
     inputs = [start, *(emit.input(place) for place in range(len(emit.node.inputs)))]
     outputs = [_like(emit, operand) for operand in inputs]
-    for place in range(len(body.carried)):
+    whole = len(body.carried) - body.cut
+    for place in range(whole):
         outputs[3 + place] = emit.output(place)
     emit.operator("WHILE", inputs, outputs, cond_subgraph_index=condition, body_subgraph_index=passes)
+    for place in range(whole, len(body.carried)):
+        _cut(emit, outputs[3 + place], outputs[0], emit.output(place))
+
+
+def _cut(emit: Emit, row: Operand, count: Operand, y: Operand) -> None:
+    """Writes as many elements of a row as there were passes: SLICE fails where these are not what `y` has room for."""
+    number = emit.writer.reshape(emit.compute("CAST", [count], (), dtype=np.int32), (1,), (1,))
+    rest = emit.ints("rest", row.shape[1:])
+    size = emit.compute("CONCATENATION", [number, rest], (row.rank,), axis=0) if row.rank > 1 else number
+    emit.operator("SLICE", [row, emit.ints("begin", [0] * row.rank), size], y)
 
 
 def _named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.calibration.errors import UnsupportedError
+from edgeship.calibration.errors import StageError, UnsupportedError
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.session import Kernels, TFLiteSession
@@ -144,6 +144,40 @@ def _recurrence(passes: int, ends: str = "cond_in") -> onnx.ModelProto:
         ],
     )
     return helper.make_model(main, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("ends", ["count", "condition"])
+def test_as_many_values_are_collected_as_the_model_says_and_any_other_number_fails(
+    convert: Any, reference: Any, ends: str
+) -> None:
+    """The trip count, or what the body computes of x, shows at run time; the outputs' shapes say 5 passes."""
+    model = _recurrence(5, "goes_on" if ends == "condition" else "cond_in")
+    loop = model.graph.node[0]
+    if ends == "condition":
+        body = loop.attribute[0].g
+        body.node.insert(1, helper.make_node("ReduceMax", ["x_out"], ["largest"], keepdims=0))
+        body.node.insert(2, helper.make_node("Less", ["limit", "largest"], ["goes_on"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0.99, np.float32), "limit"))
+        next(tensor for tensor in model.graph.initializer if tensor.name == "n").CopyFrom(
+            numpy_helper.from_array(np.array(50, np.int64), "n")
+        )
+    else:
+        del model.graph.initializer[0]
+        model.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT64, []))
+    path = convert(model)
+    for count in (5, 3, 9):
+        feeds: dict[str, Array] = {"x": np.full((2, 3), 0.99 / 0.998 ** (count - 0.5), np.float32)}
+        if ends == "count":
+            feeds["n"] = np.array(count, np.int64)
+        expected = reference(model, feeds)
+        assert len(expected["waves"]) == count
+        if count != 5:
+            with pytest.raises(StageError):
+                TFLiteSession(path).run(feeds)
+            continue
+        seen = TFLiteSession(path).run(feeds)
+        for name, values in expected.items():
+            np.testing.assert_allclose(seen[name], values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernels", ["default", "builtin"])
