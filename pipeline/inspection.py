@@ -24,6 +24,7 @@ _INTEGER_OPERATORS = frozenset(
     set(WEIGHT_INPUT) - {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
 )
 _LISTED = 20
+FLOAT16_WEIGHTS = "float16 weights"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class QuantizationFacts:
     per_tensor_weights: int = 0
     activation_dtypes: tuple[str, ...] = ()
     form: str = ""
-    """How the file says it: QDQ, QOperator ...; "" for a float model, and for TFLite."""
+    """How the file says it: QDQ, QOperator ...; "" for a float model, and for integer layers of TFLite."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _quantization(model: ir.Model, counts: Mapping[str, int] | None) -> tuple[Qu
         per_channel_weights=sum(size > 1 for size in weights),
         per_tensor_weights=sum(size == 1 for size in weights),
         activation_dtypes=tuple(sorted(activations)),
-        form=form(model),
+        form=form(model) or (FLOAT16_WEIGHTS if any(_has_half_weights(node) for node in layers) else ""),
     )
     if counts is None:
         return facts, None
@@ -216,6 +217,18 @@ def _is_integer(node: ir.Node) -> bool:
     if node.op_type in _INTEGER_OPERATORS:
         return True
     return all(_dequantizer(value) is not None for value in node.inputs[:2])
+
+
+def _has_half_weights(node: ir.Node) -> bool:
+    value = node.inputs[WEIGHT_INPUT[node.op_type]]
+    cast = value.producer() if value is not None else None
+    return (
+        cast is not None
+        and cast.op_type == "Cast"
+        and (
+            cast.inputs[0] is not None and cast.inputs[0].dtype == ir.DataType.FLOAT16 and not cast.inputs[0].producer()
+        )
+    )
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.inspection import ModelFacts, PortFacts, QuantizationFacts
+from edgeship.pipeline.inspection import FLOAT16_WEIGHTS, ModelFacts, PortFacts, QuantizationFacts
 from edgeship.targets.tflite.flatfile import description, element_types, operator_names, text
 from edgeship.targets.tflite.reader import read_model
 from edgeship.targets.tflite.share import COUNTED
@@ -59,6 +60,7 @@ def _facts(reader: _Reader, path: Path, content: bytes) -> ModelFacts:
             per_channel_weights=sum(count > 1 for count in weights),
             per_tensor_weights=sum(count == 1 for count in weights),
             activation_dtypes=reader.activation_dtypes(),
+            form=reader.small_weights(layers),
         ),
         metadata=reader.metadata(),
     )
@@ -125,6 +127,18 @@ class _Reader:
     def is_integer(self, operator: Any) -> bool:
         """Whether both operands of a layer are 8-bit integers."""
         return {self.dtype(self.weight(operator)), self.dtype(self.source(operator))} <= _EIGHT_BITS
+
+    def small_weights(self, layers: Sequence[Any]) -> str:
+        """What the weights of layers with float activations are, where that is not float32; "" where they are."""
+        floats = [layer for layer in layers if self.dtype(self.source(layer)) == "FLOAT32"]
+        if any(self.dtype(self.weight(layer)) in _EIGHT_BITS for layer in floats):
+            return "int8 weights, activations rounded at run time (hybrid kernels)"
+        halves = {
+            operator.outputs[0]
+            for operator in self.operators
+            if self.kind(operator) == "DEQUANTIZE" and self.dtype(self.tensors[operator.inputs[0]]) == "FLOAT16"
+        }
+        return FLOAT16_WEIGHTS if any(layer.inputs[1] in halves for layer in floats) else ""
 
     def scales(self, tensor: Any) -> int:
         """How many scales a tensor has."""

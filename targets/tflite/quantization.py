@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeship.calibration.types import Finding, QuantParams, TensorSpec
 from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, WIDE_BITS, Graph, Node, Tensor, constant
-from edgeship.targets.tflite.hybrid import runs_hybrid
+from edgeship.targets.tflite.hybrid import LAYERS, runs_hybrid
 from edgeship.targets.tflite.op import Int8, Op
 
 OpOf = Callable[[Node], Op | None]
@@ -24,7 +24,7 @@ def settle(graph: Graph, op_of: OpOf) -> None:
     """Marks the int8 nodes and writes the conversions between them and the float ones into the graph."""
     _spread(graph, op_of)
     borders, uses = _Borders(graph), graph.consumers()
-    weights_only = not any(tensor.quant for node in graph.nodes for tensor in node.outputs)
+    weights_only = not quantizes_activations(graph)
     for node in graph.nodes:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             borders.nodes.append(node)
@@ -78,14 +78,20 @@ def _widths(tensors: Sequence[tuple[int, Tensor]]) -> set[int]:
 
 
 def left_in_float(graph: Graph, op_of: OpOf) -> list[Finding]:
-    """The nodes whose computed operands and results are all quantized and that run in real numbers all the same."""
+    """The nodes that run in real numbers though their computed operands and results are quantized, or their weights
+    are where activations are too.
+    """
     _spread(graph, op_of)
+    static = quantizes_activations(graph)
     findings = []
     for node in graph.nodes:
         op = op_of(node)
         if op is None or node.op_type in (QUANTIZE, DEQUANTIZE):
             continue
         computed = [t for t in (*node.tensors(), *node.outputs) if t.is_float and not t.is_constant]
+        if static and (open_end := _open_end(node, computed)) is not None:
+            findings.append(Finding(node.where, f"{open_end} is not quantized in the model, and its weights are"))
+            continue
         if not computed or any(t.quant is None for t in computed) or runs_in_integers(node, op):
             continue
         is_wide = any(t.quant and t.quant.spec.bits == WIDE_BITS for t in computed)
@@ -93,6 +99,20 @@ def left_in_float(graph: Graph, op_of: OpOf) -> list[Finding]:
         reason = reason or "it has a constant operand that is not quantized, or operands of 8 and of 16 bits"
         findings.append(Finding(node.where, reason))
     return findings
+
+
+def quantizes_activations(graph: Graph) -> bool:
+    """Whether more than weights is quantized."""
+    return any(tensor.quant for node in graph.nodes for tensor in node.outputs)
+
+
+def _open_end(node: Node, computed: Sequence[Tensor]) -> str | None:
+    """What is not quantized of a layer whose weights are; None for any other node."""
+    weights = node.inputs[1] if node.op_type in LAYERS and len(node.inputs) > 1 else None
+    if weights is None or not weights.is_constant or not weights.quant:
+        return None
+    missing = next((tensor for tensor in computed if tensor.quant is None), None)
+    return None if missing is None else f"its {'result' if missing in node.outputs else 'input'} {missing.name}"
 
 
 def _is_free(rule: Int8, tensor: Tensor, index: int) -> bool:

@@ -16,6 +16,7 @@ from edgeship.calibration.graph.onnx_file import load_onnx
 from edgeship.pipeline.inspection import inspect_model
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET
+from projects import run
 
 PARAMETERS = 8 * 27 + 8 + 16 * 72 + 16 + 5 * 16 + 5
 MACS = 144 * 8 * 27 + 36 * 16 * 72 + 5 * 16
@@ -160,6 +161,23 @@ def test_a_tflite_file(tflite_content: bytes, tmp_path: Path) -> None:
     assert (facts.macs, facts.int8_share) == (36 * 4 * 27 + 5 * 144, 1.0)
     assert facts.parameters == 4 * 27 + 4 + 5 * 144
     assert (facts.quantization.per_channel_weights, facts.quantization.per_tensor_weights) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "onnx_says", "tflite_says"),
+    [
+        ("dynamic", "QDQ on weights only", "int8 weights, activations rounded at run time (hybrid kernels)"),
+        ("float16", "float16 weights", "float16 weights"),
+    ],
+)
+def test_small_weights_of_float_layers_are_told(
+    float_file: Path, tmp_path: Path, mode: str, onnx_says: str, tflite_says: str
+) -> None:
+    small, artifact = tmp_path / "small.onnx", tmp_path / "small.tflite"
+    assert run("quantize", float_file, "-o", small, "--mode", mode).exit_code == 0
+    assert run("convert", small, "-o", artifact, "--target", "tflite").exit_code == 0
+    assert ("quantization", onnx_says) in inspect_model(small).rows()
+    assert ("quantization", tflite_says) in inspect_model(artifact).rows()
 
 
 def test_a_damaged_tflite_file_is_read_or_refused_but_nothing_else_happens(
