@@ -35,7 +35,7 @@ from edgeship.pipeline.compression.optimizer import check_trainable
 from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
-from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, macs_goal, prunable
+from edgeship.pipeline.compression.structured import Goal, Ranking, bytes_goal, macs_goal, prunable, sizes_in
 from edgeship.pipeline.compression.teacher import Teacher, TorchTeacher, first_scores, open_teacher
 from edgeship.pipeline.compression.training_data import Tell, TrainingData, input_shape, open_training_data
 from edgeship.pipeline.training_section import Training
@@ -132,7 +132,7 @@ class Compressor:
     def _chosen_blocks(self, dense: nn.Module, prune: Prune, step: int) -> Removed:
         """Blocks, with kind = "mixed" also channels."""
         precision = self._section.training.precision
-        removal = Removal(self._result.model, self._example, prune, precision, self._tell)
+        removal = Removal(self._result.model, self._example, prune, precision, self._tell, dense)
         with seeded():
             has_labels = next(iter(self._data.training.epoch(0))).labels is not None
         loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
@@ -152,10 +152,14 @@ class Compressor:
         found = prunable(model, self._example, prune)
         evidence = gather(model, prune.ranked_by, self._ranking_loss(), self._data.training, prune.batches)
         scores = {each.name: channel_scores(model, each, prune.ranked_by, evidence) for each in found.groups}
-        ranking = Ranking(found.groups, scores, prune)
+        ranking = Ranking(found.groups, scores, prune, sizes_in(dense, found.groups, model))
         if prune.ratio is None:
+            if step == 1 < prune.steps:  # what the last step could not do is told before the first trains
+                ranking.check_reachable(model, self._example, self._goal(dense, prune, 1.0))
             goal = self._goal(dense, prune, step / prune.steps)
             return Removed(cuts=tuple(ranking.reach(model, self._example, goal)), left_dense=found.kept)
+        if step == 1 < prune.steps:
+            ranking.remove_share(prune.ratio)
         left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
         cuts = ranking.remove_share(prune.ratio / prune.steps / left)
         return Removed(cuts=tuple(cuts), left_dense=found.kept)

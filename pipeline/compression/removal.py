@@ -34,7 +34,7 @@ from edgeship.pipeline.compression.cost import layer_macs
 from edgeship.pipeline.compression.fading import Leaving
 from edgeship.pipeline.compression.importance import channel_scores, gather
 from edgeship.pipeline.compression.loop import Loss, make_accelerator, process_state
-from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable
+from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable, sizes_in
 
 Tell = Callable[[int, int, str], None]
 
@@ -164,13 +164,17 @@ class Supply:
 
 @dataclass(frozen=True)
 class Removal:
-    """Takes the least important blocks and channels out, one after the other, until enough is gone."""
+    """Takes the least important blocks and channels out, one after the other, until enough is gone.
+
+    `dense`: the network before anything was removed from it, which `layer_limit` is about; the model where it is none.
+    """
 
     model: nn.Module
     example: Tensor
     settings: Prune
     precision: str = "float32"
     tell: Tell = lambda _done, _total, _what: None
+    dense: nn.Module | None = None
 
     def blocks(self) -> list[str]:
         """The blocks that may go. Raises InputError where there are none."""
@@ -257,7 +261,8 @@ class Removal:
         evidence = gather(self.model, kind, loss, data, self.settings.batches)
         scores = {name: channel_scores(self.model, group, kind, evidence) for name, group in groups.items()}
         orders = {name: torch.sort(each, stable=True).indices.tolist() for name, each in scores.items()}
-        fewest = {name: fewest_kept(group.size, self.settings) for name, group in groups.items()}
+        whole = sizes_in(self.dense or self.model, list(groups.values()), self.model)
+        fewest = {name: fewest_kept(size, self.settings) for name, size in whole.items()}
         return Supply(list(blocks), groups, orders, self.settings.round_to, fewest, found.kept)
 
     def _in_order(self, supply: Supply, loss: Loss, data: Batches) -> Iterator[Candidate]:

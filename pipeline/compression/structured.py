@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compress_sections import Prune
-from edgeship.pipeline.compression.channels import Channels, Cut, Group, find_channels, output_shapes, remove_channels
+from edgeship.pipeline.compression.channels import (
+    Channels,
+    Cut,
+    Group,
+    channel_axis,
+    channel_weight,
+    find_channels,
+    output_shapes,
+    remove_channels,
+)
 from edgeship.pipeline.compression.cost import count_cost
 
 HALVINGS = 12
@@ -68,13 +77,33 @@ def prunable(model: nn.Module, example: Tensor, settings: Prune) -> Channels:
     return Channels(tuple(groups), kept)
 
 
+def sizes_in(dense: nn.Module, groups: Sequence[Group], model: nn.Module) -> dict[str, int]:
+    """How many channels the groups of `model` had in the `dense` network that it was cut out of, by name."""
+    return {
+        group.name: round(group.size * _made_by(dense, group.name) / _made_by(model, group.name)) for group in groups
+    }
+
+
+def _made_by(model: nn.Module, layer: str) -> int:
+    """The output channels of a layer."""
+    module = model.get_submodule(layer)
+    weight = channel_weight(module)
+    if weight is None:
+        raise ValueError(f"{layer} makes no channels")
+    return weight.shape[channel_axis(module, weight, True)]
+
+
 @dataclass(frozen=True)
 class Ranking:
-    """The groups of a network with the importance of their channels, and how they are to be pruned."""
+    """The groups of a network with the importance of their channels, and how they are to be pruned.
+
+    `dense`: their sizes before anything was removed, which `layer_limit` is about; the sizes now where it is not told.
+    """
 
     groups: Sequence[Group]
     scores: Mapping[str, Tensor]
     settings: Prune
+    dense: Mapping[str, int] = field(default_factory=dict)
 
     def remove_share(self, ratio: float) -> list[Cut]:
         """The cuts that remove the share `ratio` of the channels.
@@ -109,7 +138,8 @@ class Ranking:
             own = self.scores[group.name]
             by_layer = self.settings.scope == "layer"
             left = (1 - share) * group.size if by_layer else float((own >= threshold).sum())
-            keep = max(_rounded(left, self.settings.round_to), fewest_kept(group.size, self.settings))
+            whole = self.dense.get(group.name, group.size)
+            keep = max(_rounded(left, self.settings.round_to), fewest_kept(whole, self.settings))
             if keep < group.size:
                 gone = torch.sort(own, stable=True).indices[: group.size - keep]
                 found.append(Cut(group.name, tuple(sorted(gone.tolist()))))
@@ -124,12 +154,7 @@ class Ranking:
             return goal.meter(trial)
 
         best = self.cuts(1.0)
-        least = meter(best)
-        if least > goal.limit:
-            raise StageError(
-                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: with every layer at layer_limit = "
-                f"{self.settings.layer_limit:g} it is {least:.4g}; accepted: that or more, or a larger layer_limit"
-            )
+        self._check(goal, meter(best))
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -139,6 +164,19 @@ class Ranking:
             else:
                 low = middle
         return best
+
+    def check_reachable(self, model: nn.Module, example: Tensor, goal: Goal) -> None:
+        """Raises StageError where the goal cannot be met, saying what can."""
+        trial = copy.deepcopy(model)
+        remove_channels(trial, example, self.cuts(1.0))
+        self._check(goal, goal.meter(trial))
+
+    def _check(self, goal: Goal, least: float) -> None:
+        if least > goal.limit:
+            raise StageError(
+                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: with every layer at layer_limit = "
+                f"{self.settings.layer_limit:g} it is {least:.4g}; accepted: that or more, or a larger layer_limit"
+            )
 
 
 def fewest_kept(size: int, settings: Prune) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,23 @@ def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
     with torch.no_grad():
         expected = load_exported(made / "model.pt2").module()(inputs)
         torch.testing.assert_close(restore(recipe, made)(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ("ratio=0.8", r"at most 0\.400 of the channels can go"),
+        ("macs=0.05", "macs = .* cannot be met: with every layer"),
+    ],
+)
+def test_a_goal_that_the_last_step_could_not_meet_is_told_before_the_first_one_trains(
+    goal: str, message: str, folder: Path
+) -> None:
+    changes = ("compress.prune.steps=3", "compress.prune.layer_limit=0.5", f"compress.prune.{goal}")
+    result = run("compress", folder / "recipe.toml", "-o", folder / "out", *sets(*changes))
+    assert result.exit_code in (1, 2)
+    assert re.search(message, result.stderr)
+    assert not list((folder / "out").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("gradually", ["compress.prune.steps=2", "compress.prune.fade_epochs=1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgeship.pipeline.compression.loop import Run, train
 from edgeship.pipeline.compression.masks import Masks, choose_masks, maskable, sparsity
 from edgeship.pipeline.compression.saved import weights_file
 from edgeship.pipeline.compression.soft import SoftPruning, zero_channels
-from edgeship.pipeline.compression.structured import Ranking, bytes_goal, cut, macs_goal, prunable
+from edgeship.pipeline.compression.structured import Ranking, bytes_goal, cut, macs_goal, prunable, sizes_in
 from edgeship.pipeline.training_section import Training
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -52,6 +53,21 @@ def test_removing_channels_that_compute_nothing_changes_nothing(kind: str, build
         before = model(inputs())
         cut(model, EXAMPLE, cuts)
         torch.testing.assert_close(model(inputs()), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["residual", "concatenated", "depthwise", "grouped"])
+def test_no_layer_loses_more_than_its_limit_in_several_steps(kind: str, build: Make) -> None:
+    dense = build(kind)
+    settings = Prune(ratio=0.4, layer_limit=0.5, round_to=1, steps=2)
+    whole = {group.name: group.size for group in prunable(dense, EXAMPLE, settings).groups}
+    model = copy.deepcopy(dense)
+    for _ in range(3):
+        ranks = ranking(model, settings)
+        assert sizes_in(dense, ranks.groups, model) == {group.name: whole[group.name] for group in ranks.groups}
+        cut(model, EXAMPLE, replace(ranks, dense=whole).cuts(0.4))
+    left = {group.name: group.size for group in prunable(model, EXAMPLE, settings).groups}
+    assert all(2 * left[name] >= size for name, size in whole.items())
+    assert any(2 * left[name] == size for name, size in whole.items())
 
 
 @pytest.mark.parametrize("kind", ["residual", "concatenated", "depthwise", "padded", "grouped"])
