@@ -106,12 +106,28 @@ def infer(node: ir.Node, lowered: Node, opset: int) -> list[tuple[tuple[int, ...
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         opsets = [onnx.helper.make_opsetid("", opset)]
         proto = ir.to_proto(node)
-        missing = {key: value for key, value in MISREAD.get(node.op_type, {}).items() if key not in node.attributes}
+        told = {**MISREAD.get(node.op_type, {}), **_transposed_same(node, lowered)}
+        missing = {key: value for key, value in told.items() if key not in node.attributes}
         proto.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in missing.items())
         inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
     except FAILURES as error:
         raise Unsupported("its output's shape cannot be inferred", _first_line(error)) from error
     return [_inferred(inferred, value, lowered) for value in node.outputs]
+
+
+def _transposed_same(node: ir.Node, lowered: Node) -> dict[str, list[int]]:
+    """`output_shape` of a ConvTranspose that pads as SAME: input times stride, or what there is where that is less.
+
+    ONNX's inference adds `output_padding` to it; the standard, its reference and ONNX Runtime do not.
+    """
+    if node.op_type != "ConvTranspose" or not str(lowered.attribute("auto_pad", "")).startswith("SAME"):
+        return {}
+    sizes = lowered.x.shape[2:]
+    ones, zeros = (1,) * len(sizes), (0,) * len(sizes)
+    strides, dilations = (lowered.attribute(name) or ones for name in ("strides", "dilations"))
+    extra, kernel = lowered.attribute("output_padding") or zeros, lowered.tensor(1).shape[2:]
+    axes = zip(sizes, strides, kernel, dilations, extra, strict=True)
+    return {"output_shape": [min(n * s, (n - 1) * s + (k - 1) * d + 1 + more) for n, s, k, d, more in axes]}
 
 
 def types_of(

@@ -258,3 +258,25 @@ def test_a_resize_on_a_dynamic_batch_keeps_it(
     np.testing.assert_allclose(
         judge(convert(model)).run(feeds)["y"], reference(model, feeds)["y"], rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("window", [(2, 2, 1), (2, 3, 1), (3, 2, 1), (3, 4, 1), (2, 3, 2)])
+def test_a_transposed_convolution_padded_as_same_has_the_size_of_the_standard(
+    convert: Any, reference: Any, auto_pad: str, extra: int, window: tuple[int, int, int]
+) -> None:
+    """Input times stride, whatever `output_padding` is; ONNX's own inference adds it."""
+    stride, kernel, dilation = window
+    rng = np.random.default_rng(0)
+    node = onnx.helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], "t", auto_pad=auto_pad, strides=[stride] * 2,
+        dilations=[dilation] * 2, output_padding=[extra] * 2,
+    )  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    weights = onnx.numpy_helper.from_array(rng.normal(size=(2, 3, kernel, kernel)).astype(np.float32), "w")
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1, 2, 4, 5])], [value("y", 1, [None] * 4)], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    feeds = {"x": rng.normal(size=(1, 2, 4, 5)).astype(np.float32)}
+    expected, seen = reference(model, feeds)["y"], TFLiteSession(convert(model)).run(feeds)["y"]
+    np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
