@@ -1,21 +1,27 @@
-"""Returns what parity, accuracy and latency have in common: the samples to judge with."""
+"""Returns what judging has in common: the samples to judge with, and how good artifacts are on them."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
+from edgeship.pipeline.compare import Comparison
+from edgeship.pipeline.scoring import Score, class_scores, drop_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.calibration.samples.data import Samples
+    from edgeship.calibration.samples.data import Sample, Samples
+    from edgeship.calibration.types import Array, Session
     from edgeship.pipeline.recipe import Recipe
+    from edgeship.pipeline.stage import Progress
 
+FLOAT = "fp32"
 _SAME_VALUES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze"})
 _SAME_LENGTH = frozenset({"Add", "Clip", "Expand", "Identity", "Max"})
 """What a length goes through before something is divided by it: it must not be zero, and has the vector's shape."""
@@ -43,6 +49,43 @@ def open_jury(recipe: Recipe, simplified: Path) -> Jury:
     kind = "calibration" if samples is None else "evaluation"
     given = recipe.calibration_samples(shapes) if samples is None else samples
     return Jury(given if decides else given.without_labels(), kind, decides)
+
+
+def judge(
+    reference: Callable[[int, Sample], Mapping[str, Array]],
+    sessions: Mapping[str, Session],
+    jury: Jury,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The scores of the float model and of each session on the jury's samples, as plain values.
+
+    `reference` gives the float model's outputs for a sample, which is told by its place, too.
+    """
+    scores: dict[str, Score] = {name: Score() for name in (FLOAT, *sessions)}
+    comparisons = {name: Comparison(decides=jury.decides) for name in sessions}
+    for done, sample in enumerate(jury.samples):
+        progress(done, len(jury.samples), "samples")
+        outputs = {FLOAT: reference(done, sample)}
+        for name, session in sessions.items():
+            outputs[name] = session.run(sample.feeds)
+            comparisons[name].update(outputs[FLOAT], outputs[name])
+        for name, values in outputs.items():
+            classes = class_scores(values)
+            if sample.label is not None and classes is not None:
+                scores[name].update(classes, sample.label, sample.name)
+    progress(len(jury.samples), len(jury.samples), "samples")
+    scored = jury.samples.has_labels and scores[FLOAT].n > 0
+    targets = {}
+    for name in sessions:
+        score = {**scores[name].to_json(), **drop_of(scores[name], scores[FLOAT])} if scored else {}
+        targets[name] = {"n": len(jury.samples), **score, **_against_float(comparisons[name])}
+    own = scores[FLOAT].to_json() if scored else {"n": len(jury.samples)}
+    return {"data": jury.kind, "labels": scored, "fp32": own, "targets": targets}
+
+
+def _against_float(comparison: Comparison) -> dict[str, Any]:
+    outputs = {name: difference.to_json() for name, difference in sorted(comparison.differences().items())}
+    return {"fp32_agreement": comparison.agreement, "outputs": outputs}
 
 
 def decides_on_classes(recipe: Recipe, model: ir.Model) -> bool:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.gates import judge_gates
-from edgeship.pipeline.judging import open_jury
-from edgeship.pipeline.quantizing.yardstick import Yardstick
+from edgeship.pipeline.judging import judge, open_jury
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgeship.calibration.samples.data import Sample
+    from edgeship.calibration.types import Array, Session
     from edgeship.pipeline.stage import StageContext
     from edgeship.targets.base import Target
 
@@ -24,7 +25,8 @@ class Judge:
         self._context = context
         self._target = target
         self._float = model
-        self._yardstick: Yardstick | None = None
+        self._session: Session | None = None
+        self._outputs: list[Mapping[str, Array]] = []
 
     def missed(self, quantized: ir.Model, artifact: Path, latency: Mapping[str, Any]) -> list[str]:
         """The gates that are not met, in words. Without gates nothing is run."""
@@ -39,14 +41,22 @@ class Judge:
         return [str(gate).removeprefix(f"{self._target.name}: ") for gate in gates if not gate.met]
 
     def _accuracy(self, artifact: Path) -> Mapping[str, Any]:
+        jury = open_jury(self._context.recipe, self._context.inputs["simplify"] / "model.onnx")
+        name = self._target.name
+        sessions = {name: self._target.open(artifact)}
+        found: Mapping[str, Any] = judge(self._of_float, sessions, jury, self._context.progress)["targets"][name]
+        return found
+
+    def _of_float(self, place: int, sample: Sample) -> Mapping[str, Array]:
+        """The float model's outputs, which are computed for the first artifact and kept for the others."""
         from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.targets.onnxruntime import open_float
 
-        if self._yardstick is None:
-            jury = open_jury(self._context.recipe, self._context.inputs["simplify"] / "model.onnx")
-            self._yardstick = Yardstick(open_float(to_bytes(self._float)), jury.samples)
-        cost = self._yardstick.cost(self._target.open(artifact))
-        return {"drop": cost.drop, "top1": cost.top1} if cost.top1 is not None else {}
+        if self._session is None:
+            self._session = open_float(to_bytes(self._float))
+        if place == len(self._outputs):
+            self._outputs.append(self._session.run(sample.feeds))
+        return self._outputs[place]
 
     def _parity(self, quantized: ir.Model, artifact: Path) -> Mapping[str, Any]:
         from edgeship.calibration.graph.onnx_file import to_bytes

@@ -161,6 +161,22 @@ def test_where_no_form_meets_the_gates_each_says_what_it_missed(
     assert "size.max_bytes is" in result.output
 
 
+def test_forms_are_held_to_every_gate_on_accuracy_with_the_figures_of_the_report(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "measure_artifacts", times({"full weights": 1.0}))
+    limits = {"max_drop": 99.0, "min_top1": 0.0, "min_agreement": 0.1, "min_sqnr": 3.0}
+    gates = "{" + ", ".join(f'"accuracy.{name}" = {limit}' for name, limit in limits.items()) + "}"
+    result = run("deploy", recipe, "--out", tmp_path / "run", "--set", f"gates={gates}")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    found = {gate["name"]: gate["measured"] for gate in report["targets"]["onnxruntime"]["gates"]}
+    tight = gates.replace("3.0", str(found["accuracy.min_sqnr"] + 1000))
+    missed = run("deploy", recipe, "--out", tmp_path / "run", "--set", f"gates={tight}")
+    assert missed.exit_code == 1
+    assert f"accuracy.min_sqnr is {found['accuracy.min_sqnr']:g}" in missed.output
+
+
 def test_the_real_clock_decides_too(recipe: Path, tmp_path: Path) -> None:
     result = run("deploy", recipe, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
