@@ -130,20 +130,21 @@ def compare_float(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
 
 def compare_int8(source: Path, path: Path, trial: Trial) -> dict[str, Any]:
     """The artifact against the QDQ model in float arithmetic, in steps of the output, over the images."""
-    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
     from edgeship.calibration.writing.qdq import output_steps
     from edgeship.pipeline.compare import Comparison
     from edgeship.targets.base import load
     from edgeship.targets.onnxruntime import open_reference
 
-    reference, session = open_reference(source), load(trial.target).open(path)
-    comparison = Comparison(output_steps(load_onnx(source)))
+    target, model = load(trial.target), load_onnx(source)
+    reference, session = open_reference(to_bytes(target.reference(model))), target.open(path)
+    comparison = Comparison(output_steps(model))
     own = 0.0
     for count, image in enumerate(trial.test_images()):
         expected = reference.run({"input": image[None]})
         comparison.update(expected, session.run({"input": image[None]}))
         if count < LAYER_IMAGES:
-            nudged = Comparison(output_steps(load_onnx(source)))
+            nudged = Comparison(output_steps(model))
             nudged.update(expected, reference.run({"input": _nudged(image)[None]}))
             own = max(own, *(d.mean_steps for d in nudged.differences().values()))
     differences = list(comparison.differences().values())

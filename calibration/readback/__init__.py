@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.readback.constants import fold_constants
 from edgeship.calibration.readback.dynamic import write_weight_only
-from edgeship.calibration.readback.exact import has_exact, undo_exact
+from edgeship.calibration.readback.exact import with_operators
 from edgeship.calibration.readback.integers import carry_real_numbers
 from edgeship.calibration.readback.moved import requantize_moved
 from edgeship.calibration.readback.plain import is_plain
@@ -22,7 +22,7 @@ from edgeship.calibration.readback.qoperator import QOPERATORS, write_qdq
 from edgeship.calibration.readback.quantized import PAIR, find_quantized
 from edgeship.calibration.readback.rewrite import dtype_of
 
-__all__ = ["QOPERATORS", "read_back"]
+__all__ = ["QOPERATORS", "read_back", "with_operators"]
 AXIS_OPSET, WIDE_OPSET = 13, 21
 SIXTEEN_BITS = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 
@@ -36,9 +36,7 @@ def read_back(model: ir.Model, *, run_time: bool = False) -> ir.Model:
     """
     if not find_quantized(model):
         return model
-    if has_exact(model):
-        model = model.clone()
-        undo_exact(model)
+    model = with_operators(model)
     if all(is_plain(graph) for graph in model.graphs()):
         return model
     model = model.clone()

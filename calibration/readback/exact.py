@@ -23,6 +23,14 @@ def has_exact(model: ir.Model) -> bool:
     return any(True for _ in _whole(model.graph))
 
 
+def with_operators(model: ir.Model) -> ir.Model:
+    """The model with its normalizations as operators; itself where they are. It is not modified."""
+    if has_exact(model):
+        model = model.clone()
+        undo_exact(model)
+    return model
+
+
 def undo_exact(model: ir.Model) -> None:
     """Rewrites `model` in place; what has another form stays as it is."""
     for node, dequantize in list(_whole(model.graph)):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.graph.onnx_file import to_bytes
-from edgeship.calibration.readback import AXIS_OPSET, read_back
+from edgeship.calibration.readback import AXIS_OPSET, read_back, with_operators
 from edgeship.calibration.types import Finding, QuantRules, WeightForm, WeightScheme
 from edgeship.calibration.writing.qdq import WEIGHTS_KEY
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
@@ -78,8 +78,10 @@ class OnnxRuntime:
         return content
 
     def reference(self, model: ir.Model) -> ir.Model:
-        """The model, with the activations of layers whose weights alone are int8 rounded at run time."""
-        return simulated(model)
+        """The model, with the activations of layers whose weights alone are int8 rounded at run time, and with the
+        operators that the artifact has where a QDQ model computes them in single operations.
+        """
+        return simulated(with_operators(model))
 
     def open(self, artifact: Path, threads: int = 1) -> OnnxSession:
         """The artifact with all of ONNX Runtime's optimisations, on the CPU."""
