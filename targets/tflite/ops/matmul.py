@@ -107,7 +107,8 @@ def _matrix(
     if quant and quant.spec.axis is not None:
         quant = replace(quant, spec=replace(quant.spec, axis=0))
     if layout and not layout.holds_whole([axis]):
-        data = data[:, layout.only(axis).lay(np.arange(data.shape[1])).reshape(-1)]
+        # Indexing would leave rows scattered in memory, to be gathered twice: for the digest and for the file.
+        data = np.take(data, layout.only(axis).lay(np.arange(data.shape[1])).reshape(-1), axis=1)
     return data, quant
 
 
