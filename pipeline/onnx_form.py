@@ -118,6 +118,11 @@ def forget_shapes(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
+    infer_shapes(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Gives the values of `model` (changed in place) the shapes that follow from its inputs."""
     run_passes(model, passes.ShapeInferencePass(strict_mode=False, data_prop=True))
 
 

@@ -108,17 +108,23 @@ def _refinements(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def load_float(path: Path, shapes: Sequence[Given] = ()) -> ir.Model:
-    """The float model in the file, in float32, with the sizes that `--shape` gives.
+    """The float model in the file, in float32, with the sizes that `--shape` gives, and all shapes that follow.
 
     Raises InputError for a model that is quantized already.
     """
+    from edgeship.pipeline.onnx_form import infer_shapes
     from edgeship.pipeline.quantized_source import check_is_float
-    from edgeship.pipeline.source_types import widen
+    from edgeship.pipeline.source_types import take_floats, widen
 
     loaded = load_shaped(path, shapes)
     check_is_float(loaded, str(path))
     if widen(loaded):
         click.echo(f"note: {path} is float16, and float32 from here on", err=True)
+    for name in take_floats(loaded, str(path)):
+        click.echo(
+            f"note: input {name} of {path} takes pixels of uint8, and the same numbers as float32 here", err=True
+        )
+    infer_shapes(loaded)  # many exporters leave them out of the file
     return loaded
 
 

@@ -93,3 +93,21 @@ def test_sizes_that_do_not_fit_are_told(model: Path, tmp_path: Path, shape: str,
     assert done.exit_code == 2
     assert message in done.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("command", ["quantize", "sensitivity"])
+def test_a_file_without_shapes_between_its_nodes_is_quantized_all_the_same(
+    tmp_path: Path, tiny_models: dict[str, bytes], tiny_data: Path, command: str
+) -> None:
+    model = onnx.load_model_from_string(tiny_models["depthwise"])
+    onnx.save(model, tmp_path / "whole.onnx")
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    said = []
+    for name in ("whole", "bare"):
+        more = ["-o", tmp_path / f"{name}-int8.onnx"] if command == "quantize" else []
+        done = run(command, tmp_path / f"{name}.onnx", "--data", tiny_data, "--samples", "4", *more)
+        assert done.exit_code == 0, done.stderr
+        said.append(done.stdout.replace(name, "it"))
+    assert said[0] == said[1]
+    assert command == "sensitivity" or "in integers: 4 of 4 layers" in said[0]

@@ -172,6 +172,18 @@ def test_the_command_says_what_became_of_the_types(tmp_path: Path) -> None:
     assert "note: input image: pixels of uint8" in done.stderr
 
 
+def test_quantize_takes_pixels_as_the_same_numbers_in_float32(tmp_path: Path) -> None:
+    path = pixel_file(tmp_path / "model.onnx", FIRST)
+    values = RNG.integers(0, 256, (5, 6, 6, 3)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=values)
+    done = run("quantize", path, "-o", tmp_path / "out.onnx", "--data", tmp_path / "data.npz")
+    assert done.exit_code == 0, done.stderr
+    assert "takes pixels of uint8, and the same numbers as float32 here" in done.stderr
+    assert onnx.load(tmp_path / "out.onnx").graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    expected = computed(path, {"image": values[:1]})
+    np.testing.assert_allclose(computed(tmp_path / "out.onnx", {"image": values[:1]}), expected, atol=0.1)
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_quantize_takes_a_float16_model(tmp_path: Path, mode: str) -> None:
     path = half_file(tmp_path / "model.onnx", TensorProto.FLOAT16)
