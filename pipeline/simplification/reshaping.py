@@ -1,8 +1,8 @@
 """Returns rules that write every change of shape as one Reshape, and remove operators that change nothing.
 
 Flatten, Squeeze, Unsqueeze and Reshape keep the elements' order, so each is Reshape to the output's shape, with -1
-for a dynamic batch; Reshape(Reshape(x)) is the outer one. Dropout in inference, Identity, Concat of one, Pad by
-nothing, Slice of everything, Expand to the same shape are x.
+for a dynamic batch, as is a Gather of all elements in order; Reshape(Reshape(x)) is the outer one. Dropout in
+inference, Identity, Concat of one, Pad by nothing, Slice of everything, Expand to the same shape are x.
 """
 
 from __future__ import annotations
@@ -129,6 +129,33 @@ def _pads_nothing(node: ir.Node) -> bool:
     return amounts is not None and not amounts.any()
 
 
+class GatherAll(Rule):
+    """A `Gather` of every element of an axis, in order, is a Reshape: torch writes `as_strided` so."""
+
+    def __init__(self) -> None:
+        super().__init__("Gather of everything written as Reshape")
+
+    def pattern(self, op: Builder, x: ir.Value, indices: ir.Value) -> Any:
+        """What is looked for."""
+        return op.Gather(x, indices, _outputs=["outer"])
+
+    def check(self, context: object, x: ir.Value, indices: ir.Value, outer: ir.Value) -> MatchResult:
+        """Why this place is left alone."""
+        sizes, taken = dimensions(x), constant(indices)
+        if not sizes or taken is None or target_shape(outer) is None:
+            return refuse(f"{outer.name}: a shape or the indices are not known")
+        count = sizes[producer(outer).attributes.get_int("axis", 0)]
+        if count is None or taken.size != count or (taken.reshape(-1) != np.arange(count)).any():
+            return refuse(f"{outer.name}: it does not take every element in order")
+        return MatchResult()
+
+    def rewrite(self, op: Builder, x: ir.Value, outer: ir.Value, **_: Any) -> Any:
+        """The Reshape."""
+        node = producer(outer)
+        shape = new_constant(op, node, f"{outer.name}_shape", np.array(target_shape(outer), np.int64))
+        return op.Reshape(x, shape, _name=node.name)
+
+
 class Inference(Rule):
     """`Dropout` outside training, `Identity` and `Concat` of one value are the value."""
 
@@ -165,5 +192,6 @@ def reshaping_rules() -> list[RewriteRule]:
         *foreign,
         *(SameShape.make(operator) for operator in _MAY_KEEP),
         *(ToReshape.make(operator) for operator in RESHAPING),
+        GatherAll.make(),
         JoinReshapes.make(),
     ]

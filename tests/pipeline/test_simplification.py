@@ -726,3 +726,19 @@ def test_without_onnxsim_the_graph_goes_on_with_a_note(
 def check_same_logits(model: bytes, result: Simplified) -> None:
     data = {"image": normal(1, 3, 12, 12)}
     np.testing.assert_allclose(run(to_bytes(result.model), data)[0], run(model, data)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("indices", "axis", "becomes"),
+    [
+        (np.arange(4).reshape(2, 2), 1, {"Reshape": 1}),
+        (np.arange(8), -1, {}),
+        (np.arange(1).reshape(1, 1), 0, {"Reshape": 1}),
+        (np.arange(4)[::-1].copy().reshape(2, 2), 1, {"Gather": 1}),
+        (np.arange(3), 1, {"Gather": 1}),
+        (np.array([0, 1, 2, 2]), 1, {"Gather": 1}),
+    ],
+)
+def test_a_gather_of_everything_in_order_is_a_reshape(indices: Array, axis: int, becomes: dict[str, int]) -> None:
+    nodes = [node("Relu", "x", "r"), node("Gather", "r i", "g", axis=axis), node("Neg", "g", "y")]
+    assert simplified(build(nodes, i=indices)) == {"Relu": 1, **becomes, "Neg": 1}
