@@ -19,11 +19,12 @@ from edgeship.calibration.types import Array
 
 
 def make_dynamic(model: ir.Model) -> None:
-    """Rewrites the layers of `model` that have int8 weights and float activations, in place."""
-    if quantizes_activations(model.graph):
-        return
+    """Rewrites the layers of `model` that have int8 weights and float activations, in place.
+
+    What nothing reads is dropped, also where no layer is rewritten.
+    """
     writer = _Writer(model.graph)
-    for node in list(model.graph):
+    for node in [] if quantizes_activations(model.graph) else list(model.graph):
         dequantize = weight_only(node)
         if dequantize is not None:
             writer.rewrite(node, dequantize)
