@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from normalized import normalized
 
 from edgeship.calibration.errors import InputError
 from edgeship.calibration.graph.onnx_file import to_bytes
@@ -53,22 +54,9 @@ def test_every_int8_layer_of_an_artifact_is_found_and_within_a_step_by_itself(
 
 def test_a_normalization_computed_from_integers_is_one_layer_that_is_fed_as_the_others_are(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    weights = {
-        "w": rng.normal(size=(8, 8)) / 3,
-        "scale": rng.uniform(0.5, 2, 8),
-        "shift": rng.normal(size=8),
-    }
-    graph = onnx.parser.parse_graph("""g (float[1, 6, 8] image) => (float[1, 6, 8] y) {
-        h = MatMul(image, w)
-        n = LayerNormalization(h, scale, shift)
-        y = MatMul(n, w)
-    }""")
-    graph.initializer.extend(onnx.numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items())
-    for node in graph.node:
-        node.name = f"make_{node.output[0]}"
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    model = normalized(rng, 6, 8, "image")
     images = rng.normal(size=(12, 6, 8)).astype(np.float32)
-    qdq = _quantized(ir.from_proto(onnx.shape_inference.infer_shapes(model)), images[:8])
+    qdq = _quantized(model, images[:8])
     reference, artifact = tmp_path / "qdq.onnx", tmp_path / "model.tflite"
     reference.write_bytes(to_bytes(qdq))
     artifact.write_bytes(load("tflite").convert(qdq, ConvertOptions()))
