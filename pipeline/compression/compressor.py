@@ -86,8 +86,8 @@ class Compressor:
         check_trainable(dense)
         self._result = Compressed(dense, copy.deepcopy(dense))
         self._teacher = self._open_teacher()
-        if section.distill is not None and section.distill.features != "none":
-            self._with_layers(section.distill)  # what does not fit is told before anything is ranked
+        if section.distill is not None and self._teacher is not None:  # what does not fit is told before ranking
+            tap(self._result.model, self._teacher, self._with_layers(section.distill), self._example)
         with process_state().main_process_first():  # it decodes, the others read
             self._data = open_training_data(recipe, section.training, folder, tell)
             self._loss = self._make_loss()
@@ -240,7 +240,7 @@ class Compressor:
 
     def _with_layers(self, distill: Distill) -> Distill:
         """The same, with the layers that are matched: those that the recipe names, or the ends of the blocks."""
-        if distill.layers or not isinstance(self._teacher, TorchTeacher):
+        if distill.features == "none" or distill.layers or not isinstance(self._teacher, TorchTeacher):
             return distill
         pairs = block_pairs(self._result.model, self._teacher.module, self._example)
         return distill.model_copy(update={"layers": pairs})

@@ -194,6 +194,7 @@ def test_what_is_left_of_a_network_learns_from_each_block_of_the_whole(steps: in
     assert other.compress is not None
     with pytest.raises(InputError, match="the teacher has none that give feature maps"):
         compress(other, other.compress, folder / "other", tell)
+    assert not (folder / "other").exists()  # told before anything is decoded, ranked or trained
 
 
 def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
