@@ -92,7 +92,7 @@ def make_plan(
         by_group |= _image_inputs(model, rules, groups, by_group)
     kept = {*pinned, *map(value_name, model.graph.inputs)}
     by_group = clear_scales(selection, rules, groups, by_group, kept)
-    by_group = clear_reciprocals(selection, groups, by_group, kept)
+    by_group = clear_reciprocals(selection, rules, groups, by_group, kept)
     activations, folded = _activation_params(selection, groups, by_group)
     weights, biases = _constants(selection, rules, activations, folded, groups, of_weights or {})
     return QuantPlan(

@@ -5,6 +5,9 @@ What a float operator computes becomes integers by division (ONNX's QuantizeLine
 every third number, and one in a million falls to another integer. With s r = 1 + d they differ where x / s lies within
 d of the middle between two float32 numbers. Of neighbouring scales the one with the smallest d is taken; the largest
 `d` of any is 2^-24, the smallest of 17 mostly near 2^-28.
+
+A float operator is here one that has no integer kernel. Layers that are kept float by choice do not count: the scales
+around them stay, so that putting a layer back to float leaves the integers of all others as they were.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from edgeship.calibration.graph.operators import activation_inputs, constant_arr
 from edgeship.calibration.planning.clear_scales import FACTORS
 from edgeship.calibration.planning.groups import Groups
 from edgeship.calibration.planning.selection import Selection
-from edgeship.calibration.types import QuantParams
+from edgeship.calibration.types import QuantParams, QuantRules
 
 NEIGHBOURS = 8
 """In units in the last place, to either side: half a millionth of the scale, which no fraction of another's feels."""
@@ -33,7 +36,11 @@ def nearly_exact(scale: float) -> float:
 
 
 def clear_reciprocals(
-    selection: Selection, groups: Groups[str], by_group: Mapping[str, QuantParams], kept: Collection[str] = ()
+    selection: Selection,
+    rules: QuantRules,
+    groups: Groups[str],
+    by_group: Mapping[str, QuantParams],
+    kept: Collection[str] = (),
 ) -> dict[str, QuantParams]:
     """The groups' parameters, by root; those of what float operators compute get scales with exact reciprocals.
 
@@ -42,9 +49,8 @@ def clear_reciprocals(
     chosen = dict(by_group)
     settled = {groups.root(name) for name in (*kept, *_multiplied(selection)) if name in groups}
     graph = selection.int8[0].graph
-    int8 = set(selection.int8)
     for node in () if graph is None else graph:
-        if node in int8:
+        if node.op_type in rules.operators:
             continue
         for value in float_outputs(node):
             root = groups.root(value_name(value)) if value_name(value) in groups else None
