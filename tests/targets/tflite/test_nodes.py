@@ -32,6 +32,7 @@ REFUSED = {
     "*linear_*int2": "2-bit quantization",
     "*linear_float4*": "float4 quantization",
     "loop11": "the values of passes whose number is an input",
+    "range_float16_*_expanded": "the values of passes whose number is an input",
     "reduce_l2_*_expanded": "a shape that depends on axes computed at run time",
 }
 
