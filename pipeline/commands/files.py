@@ -133,6 +133,11 @@ def open_data(
 
 
 def _recipe_samples(recipe: Recipe, inputs: Mapping[str, Sequence[int]], *, calibration: bool) -> Samples:
+    """The recipe's samples; images go into the model's one input, whatever the recipe's own model calls it."""
+    given = recipe.data_path("calibration" if calibration or recipe.data.evaluation is None else "evaluation")
+    is_arrays = given is not None and given.suffix.lower() == ".npz"
+    if len(inputs) == 1 and not is_arrays:
+        recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"name": next(iter(inputs))})})
     if calibration:
         return recipe.calibration_samples(inputs)
     return recipe.evaluation_samples(inputs) or recipe.calibration_samples(inputs)

@@ -214,3 +214,27 @@ def test_what_is_no_release_is_told(runs: Mapping[str, Path], tiny_data: Path, t
     assert "manifest.json cannot be read" in refused(torn, runs["old"])
     (torn / "manifest.json").write_text("{}")
     assert "lists no artifacts" in refused(torn, runs["old"])
+
+
+def test_images_of_a_recipe_go_into_a_model_whose_input_has_another_name(
+    tmp_path: Path, tiny_models: dict[str, bytes]
+) -> None:
+    rng = np.random.default_rng(4)
+    (tmp_path / "images").mkdir()
+    for place in range(3):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / "images" / f"{place}.png")
+    old = save(tmp_path / "old.onnx", tiny_models["plain"])
+    model = onnx.load(old)
+    model.graph.input[0].name = "picture"
+    for node in model.graph.node:
+        node.input[:] = ["picture" if name == "image" else name for name in node.input]
+    onnx.save(model, tmp_path / "renamed.onnx")
+    (tmp_path / "recipe.toml").write_text(
+        'name = "old"\n[model]\nsource = "old.onnx"\n[input]\nname = "image"\nmean = [100.0]\nstd = [50.0]\n'
+        '[data]\ncalibration = "images"\n[targets.onnxruntime]\n'
+    )
+    for a, b in ((old, "renamed.onnx"), ("renamed.onnx", "renamed.onnx")):
+        found = run("compare", tmp_path / a, tmp_path / b, "--data", tmp_path / "recipe.toml", "--json")
+        assert found.exit_code == 0, found.stderr
+        facts = json.loads(found.stdout)
+        assert (facts["samples"], facts["outputs"]["logits"]["max_abs"]) == (3, 0.0)
