@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -
     state = process_state()
     if not state.is_main_process:
         tell = _silent  # the first process speaks for all
-    with tempfile.TemporaryDirectory(dir=_made(folder)) as temporary:
+    with _made(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
         facts = write_outcome(recipe, section, tuple(recipe.targets), Path(temporary), kept, tell)
         if state.is_main_process:
             for path in sorted(Path(temporary).iterdir()):
@@ -148,9 +149,16 @@ def _silent(_done: int, _total: int, _what: str = "") -> None:
     """Says nothing."""
 
 
-def _made(folder: Path) -> Path:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, which goes again if it was not there and nothing has come into it: what was asked for is refused."""
+    was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield
+    finally:
+        if not was_there and process_state().is_main_process and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _remove(folder: Path) -> None:

@@ -197,6 +197,19 @@ def test_what_is_left_of_a_network_learns_from_each_block_of_the_whole(steps: in
     assert not (folder / "other").exists()  # told before anything is decoded, ranked or trained
 
 
+def test_a_refusal_leaves_no_folder_behind(folder: Path) -> None:
+    hints = ("compress.distill.teacher.source=model.py:build", "compress.distill.features=hint")
+    layers = ('compress.distill.layers=[["stem","nowhere"]]',)
+    arguments = ("compress", folder / "recipe.toml", "-o", folder / "out", *sets("compress.prune.macs=0.7", *hints))
+    done = run(*arguments, *sets(*layers))
+    assert done.exit_code == 2
+    assert "the teacher has no module 'nowhere'" in done.stderr
+    assert not (folder / "out").exists()
+    (folder / "out").mkdir()
+    assert run(*arguments, *sets(*layers)).exit_code == 2
+    assert (folder / "out").is_dir()  # it was there before
+
+
 def test_a_network_without_some_of_its_blocks_is_deployed(folder: Path) -> None:
     (folder / "deep.py").write_text(DEEP)
     changes = ("model.source=deep.py:build", "compress.prune.kind=blocks", "compress.prune.ratio=0.5")
