@@ -1,6 +1,6 @@
 """Which nodes run on integers, decided from the graph's structure and the runtimes' rules alone.
 
-A node is int8 when every runtime has a kernel for it. Three exceptions keep numbers where they are best:
+A node is int8 when every runtime has a kernel for it. Four exceptions keep numbers where they are best:
 
 - Post-processing. A connected group of nodes after the last multiply-accumulate (no MAC node on any path from it to
   an output) that holds an operator without int8 kernel stays float as a whole: requantizing decoded boxes between
@@ -8,6 +8,8 @@ A node is int8 when every runtime has a kernel for it. Three exceptions keep num
   nothing: operators that only move the values of one MAC node (Transpose, Reshape, Slice) keep that node's scale,
   lose nothing and move a quarter of the bytes, so they stay int8. An operator that joins several (Concat) is float
   there: in int8 it would press all heads into one scale.
+- What a float operator divides by, or takes the logarithm of, stays float, and so do the sums and moves it comes from:
+  in steps, small numbers are 0 (linear attention divides by sums that are small for many queries).
 - Moving values between float operators needs no integers.
 - A Relu or Clip that alone follows an int8 node lives in that node's output range and needs no kernel.
 """
@@ -68,6 +70,7 @@ def select(model: ir.Model, rules: QuantRules) -> Selection:
         reasons.pop(activation, None)
     int8 = [node for node in nodes if node not in reasons]
     _release_tails(nodes, reasons, folds, rules)
+    _release_divisors(nodes, reasons, rules)
     _release_idle_moves(int8, reasons, folds, rules)
     folds = {name: node for name, node in folds.items() if node not in reasons}
     chosen = tuple(node for node in int8 if node not in reasons)
@@ -190,6 +193,47 @@ def _after_macs(nodes: list[ir.Node], folds: Mapping[str, ir.Node]) -> dict[ir.N
 
 def _producer_of_input(node: ir.Node) -> ir.Node | None:
     return node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+
+
+_DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}
+"""Operators that make small numbers matter, and the input where."""
+
+
+def _release_divisors(nodes: list[ir.Node], reasons: dict[ir.Node, str], rules: QuantRules) -> None:
+    for node in nodes:
+        place = _DIVISORS.get(node.op_type)
+        divisor = None if place is None or node not in reasons else node.inputs[place]
+        for maker in [] if divisor is None else _makers_of_small_numbers(divisor, rules):
+            reasons.setdefault(maker, f"{node_key(node)} ({node.op_type}) is float, and divides by what comes of it")
+
+
+def _makers_of_small_numbers(value: ir.Value, rules: QuantRules) -> Iterable[ir.Node]:
+    """What makes the value, and as far back as it is small where an input is: through moves, roots and powers.
+
+    A sum is small without that; where it is one of powers, those are made in float too. What a multiply-accumulate
+    makes has the steps that it has.
+    """
+    waiting, found = [value], dict[ir.Node, None]()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in found or node.op_type in MAC_OPERATORS:
+            continue
+        found[node] = None
+        inputs = activation_inputs(node)
+        if node.op_type.startswith("Reduce"):
+            makers = (maker for each in inputs if (maker := each.producer()))
+            found.update((maker, None) for maker in makers if _is_of_one(maker, "Mul", "Pow"))
+        elif (
+            moves(node, rules)
+            or node.op_type in {"Abs", "Clip", "Neg", "Pow", "Sqrt"}
+            or _is_of_one(node, "Add", "Max", "Mul", "Sub")
+        ):
+            waiting += inputs
+    return found
+
+
+def _is_of_one(node: ir.Node, *operators: str) -> bool:
+    return node.op_type in operators and len(set(activation_inputs(node))) == 1
 
 
 def _release_idle_moves(

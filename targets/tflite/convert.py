@@ -28,6 +28,7 @@ from edgeship.targets.tflite.fusion import (
     fuse_activations,
     fuse_biases,
     gather_rows,
+    join_group_norms,
     join_slices,
     split_in_front,
     widen_products,
@@ -139,6 +140,7 @@ def _fuse(graph: Graph) -> None:
     fuse_activations(graph, op_of)
     widen_products(graph)
     gather_rows(graph)
+    join_group_norms(graph)
     join_slices(graph)
     split_in_front(graph)
     graph.prune()

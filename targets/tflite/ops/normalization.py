@@ -245,12 +245,17 @@ def convert_instance_normalization(emit: Emit) -> None:
 
 def convert_group_normalization(emit: Emit) -> None:
     """Writes a GroupNormalization: the channels split into groups by a RESHAPE, in the order they lie."""
+    shape: tuple[int, ...]
     node, x, y = emit.node, emit.input(), emit.output()
     groups, batch = int(node.attribute("num_groups")), x.shape[0]
     size = node.x.shape[1] // groups
     space = node.x.size // max(1, batch * node.x.shape[1])
-    last = emit.layout.perm[-1] == 1
-    shape, places = ((batch, space, groups, size), [1, 3]) if last else ((batch, groups, size * space), [2])
+    if groups == 1:
+        shape, places = (batch, size * space), [1]
+    elif emit.layout.perm[-1] == 1:
+        shape, places = (batch, space, groups, size), [1, 3]
+    else:
+        shape, places = (batch, groups, size * space), [2]
     signature = (x.signature[0], *shape[1:])
     split = emit.writer.reshape(x, shape, signature)
     centred = _centred(emit, split, places)

@@ -111,3 +111,54 @@ def test_two_nodes_of_one_name_are_refused(build: Build, rules: QuantRules) -> N
         node.name = "same"
     with pytest.raises(InputError, match="two nodes are called same"):
         select(model, rules)
+
+
+def test_what_a_float_operator_divides_by_stays_float(build: Build, rules: QuantRules) -> None:
+    linear_attention = """(float[1,4,4,4] x) => (float[1,2,4,4] y) {
+        a = Conv(x, s)
+        r = Relu(a)
+        sum = ReduceMean <keepdims = 1> (r, axes)
+        low = Slice(sum, begin, end)
+        positive = Add(low, epsilon)
+        share = Div(r, positive)
+        y = Conv(share, w)
+    }"""
+    model = build(
+        linear_attention,
+        s=SQUARE,
+        w=W,
+        axes=np.array([1]),
+        begin=np.array([0]),
+        end=np.array([1]),
+        epsilon=np.array(1e-6),
+    )
+    assert _names(model, rules) == ["Conv_a", "Relu_r", "Conv_y"]
+    assert _reasons(model, rules)["Add_positive"] == "Div_share (Div) is float, and divides by what comes of it"
+    assert not _reasons(
+        build(
+            "(float[1,4,4,4] x) => (float[1,2,4,4] y) { a = Conv(x, s) b = Sigmoid(a) e = Add(b, c) y = Conv(e, w) }",
+            s=SQUARE,
+            w=W,
+            c=np.array(1.0),
+        ),
+        rules,
+    )
+
+
+@pytest.mark.parametrize(
+    ("chain", "int8"),
+    [
+        ("d = Sigmoid(a) q = Div(a, d)", ["Conv_a", "Conv_y"]),
+        ("g = Sigmoid(a) m = Add(g, a) d = Sqrt(m) q = Div(a, d)", ["Conv_a", "Sigmoid_g", "Conv_y"]),
+        ("m = Mul(a, a) d = Sqrt(m) q = Div(a, d)", ["Conv_a", "Conv_y"]),
+        ("g = Sigmoid(a) m = Mul(g, g) r = ReduceMean(m) q = Div(a, r)", ["Conv_a", "Sigmoid_g", "Conv_y"]),
+        ("d = Sigmoid(a) q = Reciprocal(d)", ["Conv_a", "Conv_y"]),
+        ("d = Sigmoid(a) q = Div(d, c)", ["Conv_a", "Sigmoid_d", "Conv_y"]),
+        ("q = Div(a, a)", ["Conv_a", "Conv_y"]),
+    ],
+)
+def test_divisors_are_float_as_far_back_as_small_numbers_come_from_small_ones(
+    build: Build, rules: QuantRules, chain: str, int8: list[str]
+) -> None:
+    text = f"(float[1,4,4,4] x) => (float[1,2,4,4] y) {{ a = Conv(x, s) {chain} y = Conv(q, w) }}"
+    assert _names(build(text, s=SQUARE, w=W, c=np.full((1, 4, 1, 1), 2.0)), rules) == int8

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,24 @@ def patches() -> Block:
     return nodes, {"x": (1, 4, 6, 6)}, ["y"], constants
 
 
+def group_norm(groups: int, *, affine: bool, batch: int = 2) -> Block:
+    """As exporters write it: each group of channels becomes one row."""
+    nodes = [
+        node("Conv", "x w1", "a", pads=[1] * 4),
+        node("Reshape", "a rows", "b"),
+        node("InstanceNormalization", "b ones zeros", "c"),
+        node("Reshape", "c picture", "d"),
+        *([node("Mul", "d gain", "e"), node("Add", "shift e", "f")] if affine else [node("Relu", "d", "f")]),
+        node("Conv", "f w2", "y"),
+    ]
+    constants = {
+        "w1": weights(6, 4, 3, 3), "w2": weights(3, 6, 1, 1), "gain": weights(6, 1, 1), "shift": weights(1, 6, 1, 1),
+        "ones": np.linspace(1, 2, groups, dtype=np.float32), "zeros": weights(groups),
+        "rows": np.array([batch, groups, -1]), "picture": np.array([batch, 6, 5, 4]),
+    }  # fmt: skip
+    return nodes, {"x": (batch, 4, 5, 4)}, ["y"], constants
+
+
 @pytest.mark.parametrize(
     ("block", "most"),
     [
@@ -334,6 +353,7 @@ def patches() -> Block:
         (lambda: window_attention(1), 2),
         (lambda: window_attention(2), 2),
         (grid_attention, 4),
+        *((partial(group_norm, groups, affine=affine), 0) for groups in (1, 3, 6) for affine in (False, True)),
     ],
 )
 def test_blocks_cost_no_transpose_that_they_do_not_compute(  # noqa: PLR0917 - a case and its fixtures
@@ -367,3 +387,29 @@ def test_layers_whose_axes_lie_torn_are_read_as_the_model_has_them(
     expected = reference(model_of(nodes, inputs, ["f", "t", *outputs], constants), feeds)
     for name in ("f", "t"):  # products of windows, which lie as the picture does
         np.testing.assert_allclose(layers[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({}, {"RESHAPE": 2, "TRANSPOSE": 0, "MUL": 3, "ADD": 2}),  # into groups and back; d^2, 1 / s, gain; e, shift
+        ({"gain": weights(1, 6, 5, 1)}, {"RESHAPE": 2, "TRANSPOSE": 0, "MUL": 4, "ADD": 3}),  # a factor for each line
+        ({"rows": np.array([4, 3, -1])}, {"RESHAPE": 2, "TRANSPOSE": 2}),  # half a picture in a row
+    ],
+)
+def test_only_rows_of_channels_are_a_group_normalization(  # noqa: PLR0917 - a case and its fixtures
+    change: dict[str, Array],
+    moved: dict[str, int],
+    model_of: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Counter[str]],
+    reference: Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]],
+) -> None:
+    nodes, inputs, outputs, constants = group_norm(3, affine=True)
+    model = model_of(nodes, inputs, outputs, constants | change)
+    path = convert(model)
+    found = operators(path)
+    assert {name: found[name] for name in moved} == moved
+    feeds = {"x": RNG.normal(size=inputs["x"]).astype(np.float32)}
+    seen = TFLiteSession(path).run(feeds)["y"]
+    np.testing.assert_allclose(seen, reference(model, feeds)["y"], rtol=1e-3, atol=1e-4)
