@@ -282,7 +282,7 @@ def join_group_norms(graph: Graph) -> None:
             y = reader.y
             gone.append(reader)
         attributes = {"num_groups": groups, "epsilon": norm.attribute("epsilon", 1e-5)}
-        inputs = [x, constant(f"{norm.name}/scale", scale), constant(f"{norm.name}/bias", bias)]
+        inputs: list[Tensor | None] = [x, constant(f"{norm.name}/scale", scale), constant(f"{norm.name}/bias", bias)]
         _replace(graph, gone, [Node("GroupNormalization", norm.name, inputs, [y], attributes, opset=GROUPS_SINCE)])
 
 
