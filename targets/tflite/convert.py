@@ -28,7 +28,6 @@ from edgeship.targets.tflite.fusion import (
     fuse_activations,
     fuse_biases,
     gather_rows,
-    join_group_norms,
     join_slices,
     split_in_front,
     widen_products,
@@ -46,6 +45,7 @@ from edgeship.targets.tflite.graph import (
     malformed,
     unsigned,
 )
+from edgeship.targets.tflite.group_norms import join_group_norms
 from edgeship.targets.tflite.layout import Layout, natural
 from edgeship.targets.tflite.layout_plan import Arrangement, LayoutRule, View, decide
 from edgeship.targets.tflite.layout_rules import NATURAL

@@ -19,8 +19,6 @@ BROADCASTING = frozenset({
 """Operators whose kernels repeat an operand that is narrower than another."""
 MOST_PARTS = 4
 """Outputs of the SPLIT that XNNPACK has a kernel for; it copies slices as fast."""
-GROUPS_SINCE = 21
-"""The opset whose GroupNormalization has a scale for each channel."""
 _RANGES = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
@@ -128,8 +126,8 @@ def widen_products(graph: Graph) -> None:
         if before is None or after is None or {before.op_type, after.op_type} != {"Reshape"} or node.y in kept:
             continue
         wide, out = before.x, after.y
-        rows_stay = wide.rank > 1 and extents(wide)[-1] == extents(node.x)[-1] and _alike(wide, node.x)
-        rows_return = out.rank > 1 and extents(out)[-1] == extents(node.y)[-1] and _alike(out, node.y)
+        rows_stay = wide.rank > 1 and extents(wide)[-1] == extents(node.x)[-1] and alike(wide, node.x)
+        rows_return = out.rank > 1 and extents(out)[-1] == extents(node.y)[-1] and alike(out, node.y)
         if rows_stay and rows_return and extents(wide)[:-1] == extents(out)[:-1]:
             node.inputs[0], node.outputs = wide, [out]
             producers[out] = node
@@ -188,14 +186,14 @@ def drop_expansions(graph: Graph) -> None:
             if tensor is None or made is None or made.op_type != "Expand" or tensor in kept:
                 continue
             narrow = made.x
-            if not _alike(narrow, tensor):
+            if not alike(narrow, tensor):
                 continue
             others = [t for other, t in enumerate(node.inputs) if other != place and t is not None]
             if np.broadcast_shapes(extents(narrow), *map(extents, others)) == extents(node.y):
                 node.inputs[place] = narrow
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
     """Whether both are real numbers, or integers of the same parameters."""
     if a.quant is None or b.quant is None:
         return a.quant is b.quant
@@ -248,48 +246,6 @@ def _both(a: Tensor, b: Tensor) -> list[tuple[tuple[int, int], tuple[int, int]]]
     return list(zip(first, second, strict=True))
 
 
-def join_group_norms(graph: Graph) -> None:
-    """Writes an InstanceNormalization between Reshapes, which give each group of channels a row, as the
-    GroupNormalization that it was, with the factors and terms of the channels that follow it in real numbers.
-    """
-    uses, producers, kept = graph.consumers(), graph.producers(), set(graph.outputs.values())
-
-    def alone(tensor: Tensor) -> Node | None:
-        readers = uses.get(tensor, [])
-        return readers[0] if len(readers) == 1 and tensor not in kept else None
-
-    for norm in [node for node in graph.nodes if node.op_type == "InstanceNormalization"]:
-        before, after = producers.get(norm.x), alone(norm.y)
-        if before is None or after is None or {before.op_type, after.op_type} != {"Reshape"}:
-            continue
-        x, rows, y = before.x, norm.x, after.y
-        whole = extents(x) == extents(y) and x.rank > 2 and extents(x)[0] == extents(rows)[0]
-        grouped = rows.rank == 3 and not x.shape[1] % rows.shape[1] and x.signature[1] > 0
-        if not (whole and grouped and _alike(x, rows) and _alike(norm.y, y) and _are_constant(norm.inputs[1:])):
-            continue
-        groups, channels = rows.shape[1], x.shape[1]
-        scale, bias = (np.repeat(norm.tensor(i).values(), channels // groups) for i in (1, 2))
-        gone = [norm, after]
-        while y.quant is None and (reader := alone(y)) is not None and reader.op_type in ("Mul", "Add"):
-            other = reader.tensor(1) if reader.x is y else reader.x
-            if other.data is None or other.quant or reader.y.quant or extents(reader.y) != extents(y):
-                break
-            shape = (*[1] * (y.rank - other.rank), *other.shape)
-            if any(size != 1 for axis, size in enumerate(shape) if axis != 1):
-                break
-            values = other.values().reshape(-1)
-            scale, bias = (scale * values, bias * values) if reader.op_type == "Mul" else (scale, bias + values)
-            y = reader.y
-            gone.append(reader)
-        attributes = {"num_groups": groups, "epsilon": norm.attribute("epsilon", 1e-5)}
-        inputs: list[Tensor | None] = [x, constant(f"{norm.name}/scale", scale), constant(f"{norm.name}/bias", bias)]
-        _replace(graph, gone, [Node("GroupNormalization", norm.name, inputs, [y], attributes, opset=GROUPS_SINCE)])
-
-
-def _are_constant(tensors: Sequence[Tensor | None]) -> bool:
-    return all(tensor is not None and tensor.is_constant for tensor in tensors)
-
-
 def join_slices(graph: Graph) -> None:
     """Writes Slices that take a tensor apart into equal pieces as one Split, as newer exporters do not."""
     for tensor, readers in graph.consumers().items():
@@ -305,7 +261,7 @@ def join_slices(graph: Graph) -> None:
                 nodes = [node for _, _, node in cuts]
                 outputs = [node.y for node in nodes]
                 split = Node("Split", nodes[0].name, [tensor], outputs, {"axis": axis}, opset=nodes[0].opset)
-                _replace(graph, nodes, [split])
+                substitute(graph, nodes, [split])
                 break
 
 
@@ -339,13 +295,13 @@ def split_in_front(graph: Graph) -> None:
         axis = _picked_axis(tensor, readers)
         if axis is not None:
             picks = sorted(readers, key=_pick)
-            _replace(graph, readers, _taken_apart(tensor, axis, [pick.y for pick in picks], first))
+            substitute(graph, readers, _taken_apart(tensor, axis, [pick.y for pick in picks], first))
         elif len(readers) == 1 and first.op_type == "Split" and _is_cut_further(first, uses, kept):
             axis, count = first.axis(0), len(first.outputs)
             sizes = [[*extent[:axis], count, first.y.shape[axis], *extent[axis + 1 :]] for extent in _extents(tensor)]
             parts = _like(tensor, f"{tensor.name}/parts", *sizes)
             cut = _reshape(tensor, parts, first)
-            _replace(graph, readers, [cut, *_taken_apart(parts, axis, first.outputs, first)])
+            substitute(graph, readers, [cut, *_taken_apart(parts, axis, first.outputs, first)])
 
 
 def _taken_apart(x: Tensor, axis: int, parts: Sequence[Tensor], like: Node) -> list[Node]:
@@ -360,7 +316,8 @@ def _taken_apart(x: Tensor, axis: int, parts: Sequence[Tensor], like: Node) -> l
     ]
 
 
-def _replace(graph: Graph, old: Sequence[Node], new: Sequence[Node]) -> None:
+def substitute(graph: Graph, old: Sequence[Node], new: Sequence[Node]) -> None:
+    """Puts the new nodes where the first of the old ones was."""
     place = min(graph.nodes.index(node) for node in old)
     graph.nodes[place:place] = new
     graph.nodes = [node for node in graph.nodes if node not in old]
