@@ -287,6 +287,26 @@ def test_a_run_killed_between_and_inside_steps_ends_as_one_never_killed(
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("place", [96 + 32 + 3, 96 + 32 + 8])  # while weights go, and after the last have gone
+def test_weights_that_go_little_by_little_go_on_where_a_run_was_killed(place: int, folder: Path) -> None:
+    changes = ("compress.prune.kind=unstructured", "compress.prune.ratio=0.8", "compress.prune.fade_epochs=1")
+    recipe = recipe_of(folder, *changes)
+    assert recipe.compress is not None
+    whole = compress(recipe, recipe.compress, folder / "whole", tell)
+    said: list[int] = []
+
+    def killed(*_: Any) -> None:
+        said.append(1)
+        if len(said) == place:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(recipe, recipe.compress, folder / "cut", killed)
+    resumed = compress(recipe, recipe.compress, folder / "cut", tell)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
 def test_a_killed_run_is_not_taken_for_one_that_was_asked_for_something_else(folder: Path) -> None:
     def killed(*_: Any) -> None:
         said.append(1)
