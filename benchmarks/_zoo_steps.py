@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _torchvision_models as zoo
+import _zoo_models as zoo
 import numpy as np
 import onnx_ir as ir
 

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _torchvision_models as torchvision_models
+import _zoo_models as models
 import numpy as np
 
 from edgeship.pipeline.benchmark.measure import Schedule, measure
@@ -41,10 +41,10 @@ def convert(name: str, options: argparse.Namespace) -> str:
         return ""
     folder.mkdir(parents=True, exist_ok=True)
     images = Path(options.data) / "imagenet_dev"
-    prepared = torchvision_models.images(images, name, options.calibration_images, torchvision_models.STATISTICS_IMAGES)
+    prepared = models.images(images, name, options.calibration_images, models.STATISTICS_IMAGES)
     np.save(folder / f"{name}.npy", prepared.transpose(0, 2, 3, 1))
     if not (folder / SAMPLE).exists():
-        few = torchvision_models.images(images, name, 20)
+        few = models.images(images, name, 20)
         np.save(folder / SAMPLE, few.transpose(0, 2, 3, 1)[:, ::2, ::2][:, :128, :128].clip(0, 1).astype(np.float32))
     command = [str(options.onnx2tf.resolve()), "-i", str((options.work / f"{name}.onnx").resolve()), "-o", name]
     command += ["-oiqt", "-cind", "input", f"{name}.npy", "0.0", "1.0", "-n"]
@@ -108,7 +108,7 @@ def main() -> int:
     facts: list[dict[str, Any]] = []
     failed = False
     print(f"{'model':28} {'kind':5} {'ours, ms':>9} {'onnx2tf':>9} {'ratio':>6}   95 % interval")
-    for name in torchvision_models.selected(options.models):
+    for name in models.selected(options.models):
         error = convert(name, options)
         if error:
             print(f"{name:28} onnx2tf failed: {error[:200]}", flush=True)

@@ -1,13 +1,14 @@
-"""Takes one model per family of torchvision through simplify, quantize and convert, and judges every artifact.
+"""Takes one model per family of torchvision or timm through simplify, quantize and convert, and judges every artifact.
 
-    python benchmarks/zoo.py --work FOLDER                        all models, 50 images each
+    python benchmarks/zoo.py --work FOLDER                        all of torchvision's, 50 images each
+    python benchmarks/zoo.py --work FOLDER --models timm-        all of timm's
     python benchmarks/zoo.py --work FOLDER --models resnet vit --images 8 --skip-int8
     python benchmarks/zoo.py --work FOLDER --export-only
     python benchmarks/zoo.py --work FOLDER --times               conversion alone, of what is there, on a quiet machine
 
 Needs EDGESHIP_DATA (or --data) with a folder of images, and torchvision 0.28.0; the published wheel does not fit a
 CPU-only torch, so it may live apart: pip install --no-deps --target SITE torchvision==0.28.0, then --torchvision SITE
-(or the environment variable TORCHVISION_SITE). Every step is a process of its own; a model that fails does not stop
+(or the environment variable TORCHVISION_SITE); timm with huggingface_hub and pyyaml likewise. Every step is a process of its own; a model that fails does not stop
 the others. What is in FOLDER already and newer than its source is used again (--refresh STEP starts over from there).
 """
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import _torchvision_models as torchvision_models
+import _zoo_models as models
 import _zoo_steps as steps
 
 from edgeship.calibration.errors import EdgeshipError
@@ -58,13 +59,14 @@ class Row:
 
     def verdicts(self, *, int8: bool) -> dict[str, bool]:
         """Each demand and whether it is met; a fact that is missing because a step failed meets nothing."""
-        convolutional = self.model in torchvision_models.CONVOLUTIONAL
+        convolutional = self.model in models.CONVOLUTIONAL
         found: dict[str, bool] = {}
         for kind in ("fp32", "int8") if int8 else ("fp32",):
             step = f"convert {kind}"
             found[f"{kind} overhead"] = self._below(step, "overhead", OVERHEAD)
             found[f"{kind} memory"] = self._below(step, "peak_ratio", PEAK_RATIO)
-            found[f"{kind} TRANSPOSE"] = step in self.facts and (transposes(self, kind) or 0) <= fewest(self, kind)
+            if self.model in models.TORCHVISION:  # it is known of these how many they need
+                found[f"{kind} TRANSPOSE"] = step in self.facts and (transposes(self, kind) or 0) <= fewest(self, kind)
         found["fp32 values"] = self._below("compare fp32", "relative", FLOAT_RELATIVE)
         if int8:
             own = self.get("compare int8", "own_steps") or 0.0
@@ -101,8 +103,8 @@ def fewest(row: Row, kind: str) -> int:
 
     Heads become a stack of matrices before attention's two products, and features again after them.
     """
-    shuffles = torchvision_models.CHANNEL_SHUFFLES.get(row.model, 0)
-    attentions = 0 if row.model in torchvision_models.CONVOLUTIONAL else 2
+    shuffles = models.CHANNEL_SHUFFLES.get(row.model, 0)
+    attentions = 0 if row.model in models.CONVOLUTIONAL else 2
     return shuffles + attentions * int((row.get(f"convert {kind}", "operators") or {}).get("SOFTMAX", 0))
 
 
@@ -156,7 +158,7 @@ def run_model(name: str, options: argparse.Namespace) -> Row:
             course.step(f"convert {kind}", steps.convert, source, target, trial)
             target.unlink(missing_ok=True)
         return course.row
-    if not course.made("export", None, exported, torchvision_models.export, *export) or options.export_only:
+    if not course.made("export", None, exported, models.export, *export) or options.export_only:
         return course.row
     if not course.made("simplify", exported, simple, steps.simplify, exported, simple, trial):
         return course.row
@@ -224,7 +226,8 @@ def print_summary(rows: Sequence[Row], *, int8: bool) -> bool:
     moving = [(row, ours) for row in rows if (ours := transposes(row, "fp32"))]
     for row, ours in moving:
         theirs = row.get("convert fp32", "onnx_transposes")
-        print(f"{row.model}: {ours} TRANSPOSE; the network needs {fewest(row, 'fp32')}, its ONNX graph has {theirs}")
+        needs = f"the network needs {fewest(row, 'fp32')}, " if row.model in models.TORCHVISION else ""
+        print(f"{row.model}: {ours} TRANSPOSE; {needs}its ONNX graph has {theirs}")
     print_times(rows, int8=int8)
     for row in rows:
         for step, why in row.failures.items():
@@ -273,7 +276,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--torchvision", default=os.environ.get("TORCHVISION_SITE"), help="where torchvision is installed"
     )
-    parser.add_argument("--models", nargs="*", default=[], help="names or their beginnings; default: all")
+    parser.add_argument("--models", nargs="*", default=[], help="names or their beginnings; default: torchvision's")
     parser.add_argument("--images", type=int, default=50, help="images that artifacts are compared on")
     parser.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES)
     parser.add_argument("--target", default="tflite")
@@ -291,7 +294,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    names = torchvision_models.selected(options.models)
+    names = models.selected(options.models)
     if options.list:
         print("\n".join(names))
         return 0

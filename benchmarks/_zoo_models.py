@@ -1,5 +1,5 @@
-"""torchvision's models as ONNX files: fixed random weights, BatchNorm statistics from real images, torch's dynamo
-exporter.
+"""Models of torchvision and timm as ONNX files: fixed random weights, BatchNorm statistics from real images, torch's
+dynamo exporter.
 
 Random weights are enough to judge a converter, as long as no layer is hidden: statistics that do not fit the images
 make activations vanish or explode, and an initial value of zero or 1e-6 (heads, layer scales) hides what comes before
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _timm_models as timm
 import numpy as np
 
 from edgeship.calibration.samples.preprocessing import Preprocessing
@@ -67,14 +68,15 @@ SEGMENTATION = (
     "fcn_resnet50",
     "lraspp_mobilenet_v3_large",
 )
-MODELS = CLASSIFICATION + SEGMENTATION
-CONVOLUTIONAL = tuple(name for name in MODELS if name not in ("maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"))
+TORCHVISION = CLASSIFICATION + SEGMENTATION
+MODELS = TORCHVISION + timm.MODELS
+CONVOLUTIONAL = tuple(name for name in TORCHVISION if name not in ("maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"))
 """Networks without attention: every layer of them has an int8 kernel."""
 CHANNEL_SHUFFLES = {"shufflenet_v2_x1_0": 32}
 """Transposes that are what a network computes: two for each shuffle are the fastest form there is (one takes 2 to 6
 times as long in LiteRT, GATHER and PACK over channels 4 to 12 times as long as one).
 """
-_SIDES = {"inception_v3": 299}
+_SIDES = {"inception_v3": 299, **timm.SIDES}
 _NO_AUXILIARY: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -118,7 +120,7 @@ def _import_models(site: str | None) -> Any:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         raise SystemExit(
-            "torchvision is not installed; --torchvision FOLDER takes the target of: pip install --no-deps"
+            "torchvision is not installed; --torchvision FOLDER takes the target of: pip install --no-deps torchvision"
         )
     registrations = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
     wanted = set(re.findall(r'register_meta\("(\w+)"|torchvision::(\w+)', registrations))
@@ -141,7 +143,8 @@ def build(name: str, folder: Path, site: str | None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = {"weights": None, **_NO_AUXILIARY.get(name, {})}
-        model = models.get_model(name, **arguments).eval()
+        model = timm.create(name) if name in timm.MODELS else models.get_model(name, **arguments)
+    model.eval()
     _reveal_layers(model)
     _measure_statistics(model, torch.from_numpy(images(folder, name, STATISTICS_IMAGES)))
     return _OnlyOutput(model) if name in SEGMENTATION else model
@@ -228,8 +231,8 @@ def export(name: str, folder: Path, path: Path, site: str | None) -> dict[str, A
 
 
 def selected(names: Sequence[str]) -> list[str]:
-    """The models called `names`, or all; a name may be a prefix."""
+    """The models called `names`, or torchvision's; a name may be a prefix."""
     unknown = [name for name in names if not any(model.startswith(name) for model in MODELS)]
     if unknown:
         raise SystemExit(f"unknown models {', '.join(unknown)}; there are: {', '.join(MODELS)}")
-    return [model for model in MODELS if not names or any(model.startswith(name) for name in names)]
+    return [model for model in MODELS if any(model.startswith(name) for name in names or TORCHVISION)]
