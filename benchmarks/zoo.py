@@ -8,8 +8,9 @@
 
 Needs EDGESHIP_DATA (or --data) with a folder of images, and torchvision 0.28.0; the published wheel does not fit a
 CPU-only torch, so it may live apart: pip install --no-deps --target SITE torchvision==0.28.0, then --torchvision SITE
-(or the environment variable TORCHVISION_SITE); timm with huggingface_hub and pyyaml likewise. Every step is a process of its own; a model that fails does not stop
-the others. What is in FOLDER already and newer than its source is used again (--refresh STEP starts over from there).
+(or the environment variable TORCHVISION_SITE); timm with huggingface_hub and pyyaml likewise. Every step is a process
+of its own; a model that fails does not stop the others. What is in FOLDER already and newer than its source is used
+again (--refresh STEP starts over from there).
 """
 
 from __future__ import annotations
