@@ -1,6 +1,6 @@
 """Which nodes run on integers, decided from the graph's structure and the runtimes' rules alone.
 
-A node is int8 when every runtime has a kernel for it. Four exceptions keep numbers where they are best:
+A node is int8 when every runtime has a kernel for it. Five exceptions keep numbers where they are best:
 
 - Post-processing. A connected group of nodes after the last multiply-accumulate (no MAC node on any path from it to
   an output) that holds an operator without int8 kernel stays float as a whole: requantizing decoded boxes between
@@ -10,6 +10,7 @@ A node is int8 when every runtime has a kernel for it. Four exceptions keep numb
   there: in int8 it would press all heads into one scale.
 - What a float operator divides by, or takes the logarithm of, stays float, and so do the sums and moves it comes from:
   in steps, small numbers are 0 (linear attention divides by sums that are small for many queries).
+- The factors and terms that follow a float normalization are its own: rounding between them would only cost precision.
 - Moving values between float operators needs no integers.
 - A Relu or Clip that alone follows an int8 node lives in that node's output range and needs no kernel.
 """
@@ -71,6 +72,7 @@ def select(model: ir.Model, rules: QuantRules) -> Selection:
     int8 = [node for node in nodes if node not in reasons]
     _release_tails(nodes, reasons, folds, rules)
     _release_divisors(nodes, reasons, rules)
+    _release_affine(nodes, reasons, rules)
     _release_idle_moves(int8, reasons, folds, rules)
     folds = {name: node for name, node in folds.items() if node not in reasons}
     chosen = tuple(node for node in int8 if node not in reasons)
@@ -234,6 +236,30 @@ def _makers_of_small_numbers(value: ir.Value, rules: QuantRules) -> Iterable[ir.
 
 def _is_of_one(node: ir.Node, *operators: str) -> bool:
     return node.op_type in operators and len(set(activation_inputs(node))) == 1
+
+
+_NORMALIZATIONS = frozenset({
+    "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization",
+})  # fmt: skip
+
+
+def _release_affine(nodes: list[ir.Node], reasons: dict[ir.Node, str], rules: QuantRules) -> None:
+    """What a normalization's result alone is moved to, multiplied by and added to, up to the last such operator."""
+    for node in nodes:
+        if node.op_type not in _NORMALIZATIONS or node not in reasons:
+            continue
+        chain: list[ir.Node] = []
+        value = node.outputs[0]
+        while not value.is_graph_output() and len(uses := list(value.uses())) == 1:
+            reader = uses[0][0]
+            if len(activation_inputs(reader)) != 1 or not (moves(reader, rules) or reader.op_type in {"Add", "Mul"}):
+                break
+            chain.append(reader)
+            value = reader.outputs[0]
+        while chain and moves(chain[-1], rules):
+            chain.pop()
+        for reader in chain:
+            reasons.setdefault(reader, f"it is a part of {node_key(node)} ({node.op_type}), which is float")
 
 
 def _release_idle_moves(

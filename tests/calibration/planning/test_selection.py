@@ -162,3 +162,22 @@ def test_divisors_are_float_as_far_back_as_small_numbers_come_from_small_ones(
 ) -> None:
     text = f"(float[1,4,4,4] x) => (float[1,2,4,4] y) {{ a = Conv(x, s) {chain} y = Conv(q, w) }}"
     assert _names(build(text, s=SQUARE, w=W, c=np.full((1, 4, 1, 1), 2.0)), rules) == int8
+
+
+@pytest.mark.parametrize(
+    ("chain", "int8"),
+    [
+        ("m = Mul(n, c) q = Add(d, m)", ["Conv_a", "Conv_y"]),
+        ("r = Reshape(n, rows) m = Mul(r, c) q = Relu(m)", ["Conv_a", "Relu_q", "Conv_y"]),
+        ("m = Mul(n, n) q = Add(m, c)", ["Conv_a", "Mul_m", "Add_q", "Conv_y"]),  # nothing of the normalization's own
+        ("q = Add(n, a)", ["Conv_a", "Add_q", "Conv_y"]),
+    ],
+)
+def test_the_factors_and_terms_of_a_float_normalization_are_its_own(
+    build: Build, rules: QuantRules, chain: str, int8: list[str]
+) -> None:
+    normalized = "a = Conv(x, s) n = InstanceNormalization(a, one, zero)"
+    text = f"(float[1,4,4,4] x) => (float[1,2,4,4] y) {{ {normalized} {chain} y = Conv(q, w) }}"
+    constants = {"c": np.full((1, 4, 1, 1), 2.0), "d": np.ones((4, 1, 1)), "one": np.ones(4), "zero": np.zeros(4)}
+    model = build(text, s=SQUARE, w=W, rows=np.array([1, 4, 4, 4]), **constants)
+    assert _names(model, rules) == int8
