@@ -12,7 +12,7 @@ float twin on the evaluation images, differences are against the dense run of th
 from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
 ResNet-20 from the network of the data folder. Channels go in three steps, a third of the way each, with trainings that
 together make up the budget: two of one epoch, and the rest; blocks and channels together at once, single weights little
-by little over three epochs. The latter two of ResNet-56 are taught what each block gives out as well. `scratch` begins
+by little over two epochs. The latter two of ResNet-56 are taught what each block gives out as well. `scratch` begins
 with random weights (`gpu` alone).
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
@@ -67,7 +67,7 @@ SOFT = [
     "compress.prune.round_to=4",
     *TEACHER,
 ]
-SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", "compress.prune.fade_epochs=3", *TEACHER]
+SPARSE = ["compress.prune.kind=unstructured", "compress.prune.ratio=0.8", "compress.prune.fade_epochs=2", *TEACHER]
 SHALLOW = ["compress.prune.kind=blocks", "compress.prune.max_bytes=2100000", "compress.prune.batches=4", *TEACHER]
 SCRATCH = ["compress.training.lr=0.1", "compress.training.weight_decay=5e-4"]
 METHODS: dict[str, dict[str, list[str]]] = {

@@ -7,9 +7,7 @@ All of the share s goes at once, or over T steps of training, of which after ste
 
     s * (1 - (1 - t / T) ** 3)          (Zhu & Gupta 2017, "To prune, or not to prune")
 
-is gone: much while the network has plenty, little when it has not. Until then what a zero weight would be goes on being
-trained, by the gradients of the network without it, and it comes back where it grows (Lin et al. 2020, "Dynamic Model
-Pruning with Feedback").
+is gone: much while the network has plenty, little when it has not.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.channels import LAYERS
+from edgeship.pipeline.compression.importance import Evidence, weight_scores
 from edgeship.pipeline.compression.loop import Hook
 from edgeship.pipeline.compression.structured import check_skip
 
@@ -112,64 +111,38 @@ GRADES = 64
 class GradualMasks(Masks):
     """Masks that grow over `steps` steps of training until the share `settings.ratio` of the weights is gone.
 
-    The weights are ranked by their size, each time anew. With m the mask, w what the weights would be without it, and d
-    what the optimizer makes of the gradients at m * w, a step gives w + d; after the last one the masks stay.
+    The weights are ranked by their size, each time anew; one that is zero stays zero.
     """
 
     def __init__(self, names: Sequence[str], settings: Prune, steps: int) -> None:
         super().__init__({})
         self._names, self._settings, self._steps, self._done = names, settings, steps, 0
-        self._whole: dict[str, Tensor] = {}
 
-    @torch.no_grad()
     def step_done(self, model: nn.Module) -> None:
-        """More weights go, where it is time, and others come back."""
+        """More weights go, where it is time."""
         self._done += 1
-        if self._done <= self._steps:
-            self._follow(model)
-            if self._done == self._steps or self._done % math.ceil(self._steps / GRADES) == 0:
-                self._choose()
-            self._use(model)
+        every = math.ceil(self._steps / GRADES)
+        if self._done == self._steps or (self._done < self._steps and self._done % every == 0):
+            self._grow(model)
         super().step_done(model)
 
-    def _follow(self, model: nn.Module) -> None:
-        """Adds what the optimizer did to what the weights would be without masks."""
-        parameters = dict(model.named_parameters())
-        for name in self._names:
-            now, mask = parameters[name].detach(), self.masks.get(name)
-            if mask is None:
-                self._whole[name] = now.clone()
-            else:  # a masked weight was zero: it is what it was moved by
-                device, whole = now.device, self._whole[name]
-                self._whole[name] = torch.where(mask.to(device), now, whole.to(device) + now)
-
-    def _choose(self) -> None:
+    def _grow(self, model: nn.Module) -> None:
         assert self._settings.ratio is not None
         share = self._settings.ratio * (1 - (1 - self._done / self._steps) ** 3)
-        scores = {name: each.abs() for name, each in self._whole.items()}
+        scores = weight_scores(model, self._names, "magnitude", Evidence())
         self.masks = choose_masks(scores, share, self._settings)
 
-    def _use(self, model: nn.Module) -> None:
-        """The network computes with the weights that are not masked."""
-        parameters = dict(model.named_parameters())
-        for name in self._names if self.masks else ():
-            parameters[name].copy_(self._whole[name])
-        if self._done == self._steps:
-            self._whole = {}
-
     def state(self) -> dict[str, Tensor]:
-        """The masks, what the weights would be without them, and the steps that are done."""
-        whole = {_WHOLE + name: each for name, each in self._whole.items()}
-        return {**super().state(), **whole, _DONE: torch.tensor(self._done)}
+        """The masks, and the steps that are done."""
+        return {**super().state(), _DONE: torch.tensor(self._done)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from there."""
+        super().restore({name: mask for name, mask in state.items() if name != _DONE})
         self._done = int(state[_DONE])
-        self._whole = {name.removeprefix(_WHOLE): each for name, each in state.items() if name.startswith(_WHOLE)}
-        super().restore({name: mask for name, mask in state.items() if name != _DONE and not name.startswith(_WHOLE)})
 
 
-_DONE, _WHOLE = "steps done", "without its mask: "
+_DONE = "steps done"
 
 
 def sparsity(model: nn.Module, names: list[str]) -> float:

@@ -107,7 +107,7 @@ def test_epochs_trained_in_two_parts_are_those_of_the_whole(net: Net, striped: M
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_weights_go_by_the_cubic_schedule(net: Net, striped: Make, tmp_path: Path) -> None:
+def test_weights_go_by_the_cubic_schedule_and_do_not_come_back(net: Net, striped: Make, tmp_path: Path) -> None:
     data, seen = striped(), list[float]()
     settings = Prune(kind="unstructured", ratio=0.8, fade_epochs=2)
     names = maskable(net, settings)
@@ -122,31 +122,6 @@ def test_weights_go_by_the_cubic_schedule(net: Net, striped: Make, tmp_path: Pat
     assert seen == pytest.approx([0.8 * (1 - 0.5**3), 0.8, 0.8], abs=0.01)
     for name, mask in gradual.masks.items():
         assert not dict(net.named_parameters())[name][~mask.cpu()].any()
-
-
-def test_a_zero_weight_that_training_makes_large_comes_back_until_the_last_have_gone() -> None:
-    net = nn.Sequential(nn.Linear(4, 1, bias=False))
-    weight = net[0].weight
-    with torch.no_grad():
-        weight.copy_(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
-    settings = Prune(kind="unstructured", ratio=0.5, scope="layer", fade_epochs=1)
-    gradual = GradualMasks(["0.weight"], settings, 4)
-
-    def step(*change: float) -> list[float]:
-        with torch.no_grad():
-            weight.add_(torch.tensor([change]))
-        gradual.step_done(net)
-        return [round(each, 4) for each in weight.detach()[0].tolist()]
-
-    assert step(0, 0, 0, 0) == [0, 0.2, 0.3, 0.4]  # 0.29 of the weights: one
-    assert step(0.05, 0, 0, 0) == [0, 0, 0.3, 0.4]  # it is 0.15 without the mask
-    state = gradual.state()
-    gradual = GradualMasks(["0.weight"], settings, 4)
-    gradual.restore(state)
-    assert step(0.3, 0.05, 0, 0) == [0.45, 0, 0, 0.4]
-    assert step(0, 0.5, 0, 0) == [0.45, 0.75, 0, 0]
-    assert step(0, 0, 0.9, 0.9) == [0.45, 0.75, 0, 0]  # the masks stay
-    assert list(gradual.state()) == ["0.weight", "steps done"]
 
 
 @pytest.mark.parametrize(
