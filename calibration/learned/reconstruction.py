@@ -50,7 +50,7 @@ from edgeship.calibration.learned.pairs import repaired
 from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
 from edgeship.calibration.observing.collect import Progress
 from edgeship.calibration.planning.pair_limit import uses_pair_kernel
-from edgeship.calibration.planning.weights import quantize_bias, smallest_scale
+from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias, smallest_scale
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
 from edgeship.calibration.writing.qdq import apply_plan
 
@@ -250,18 +250,16 @@ class _Reconstruction:
         """The scales to try, (G, m, 1) each: the plan's, and where pairs are limited also that of the full range."""
         if not paired or constant.params.spec.axis is None:
             return [scale]
-        name = node_key(layer.node)
-        result = value_name(layer.node.outputs[0])
-        result = self._plan.folded.get(result, result)
-        source = value_name(activation_inputs(layer.node)[0])
-        steps = [float(self._plan.activations[each].scale) for each in (source, result)]
+        steps = layer_steps(layer, self._plan)
         others = tuple(i for i in range(layer.weights.ndim) if i != layer.axis)
         full = np.abs(layer.weights).max(axis=others).astype(np.float64) / constant.params.spec.qmax
-        full = np.maximum(full, smallest_scale(layer, *steps)).astype(np.float32)
-        if full.shape != constant.params.scale.shape:
-            raise StageError(f"node {name}: {constant.params.scale.size} scales for {full.size} channels")
-        smaller = np.minimum(full, constant.params.scale)
-        return [scale, self._spread(smaller, scale), self._spread(np.sqrt(smaller * constant.params.scale), scale)]
+        full = np.maximum(full, smallest_scale(layer, *steps))
+        present = constant.params.scale
+        if full.shape != present.shape:
+            raise StageError(f"node {node_key(layer.node)}: {present.size} scales for {full.size} channels")
+        between = np.sqrt(np.minimum(full, present) * present)
+        clear = (clear_of_boundaries(each, *steps).astype(np.float32) for each in (full, between))
+        return [scale, *(self._spread(np.minimum(each, present), scale) for each in clear)]
 
     def _spread(self, scale: Array, rows: Tensor) -> Tensor:
         values = self._tensor(np.broadcast_to(scale, (rows.shape[0] * rows.shape[1],)).astype(np.float32)).double()

@@ -16,6 +16,7 @@ from edgeship.calibration.errors import InputError
 from edgeship.calibration.graph.operators import read_layer
 from edgeship.calibration.learned.moments import gather, grouped_rows
 from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
+from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps
 from edgeship.calibration.quantize import calibrate
 from edgeship.calibration.refine.reconstruct import Kept
 from edgeship.calibration.types import QuantPlan, QuantRules
@@ -82,7 +83,7 @@ def refined(
     **options: Any,
 ) -> tuple[QuantPlan, ir.Model]:
     settings = {"reconstruct": ReconstructOptions(**options)}
-    calibration = calibrate(model, images(0, 40), rules, open_float, refinements=refinements, options=settings)
+    calibration = calibrate(model, images(0, 80), rules, open_float, refinements=refinements, options=settings)
     plan = calibration.plan(weights)
     return plan, calibration.quantized(plan, weights)
 
@@ -122,6 +123,19 @@ def test_on_new_samples_no_layer_is_worse_and_all_together_are_better(
 def test_limited_pairs_stay_limited(model: ir.Model, rules: QuantRules, open_float: Any) -> None:
     _, quantized = refined(model, rules, open_float, ["reconstruct"], "pair_limited")
     assert not can_clip(quantized)
+
+
+def test_sums_stay_off_rounding_boundaries_at_the_scales_it_chooses(
+    model: ir.Model, rules: QuantRules, open_float: Any
+) -> None:
+    plan, _ = refined(model, rules, open_float, ["reconstruct"], "pair_limited")
+    nearest, _ = refined(model, rules, open_float, [], "pair_limited")
+    scales = [(plan.weights[name].params.scale, nearest.weights[name].params.scale) for name in plan.weights]
+    assert any(not np.array_equal(chosen, before) for chosen, before in scales)
+    for layer in (read_layer(node) for node in model.graph if node.op_type in {"Conv", "Gemm", "MatMul"}):
+        scale = plan.weights[layer.weight_value.name or ""].params.scale
+        below = scale * (1 - 1e-6)  # float32 may round a scale up, beyond the fraction
+        np.testing.assert_allclose(clear_of_boundaries(below, *layer_steps(layer, plan)), scale, rtol=1e-6)
 
 
 def test_the_same_samples_give_the_same_integers(model: ir.Model, rules: QuantRules, open_float: Any) -> None:
