@@ -122,7 +122,7 @@ def train(data: Path, epochs: int, count: int) -> nn.Module:
             optimizer.step()
             schedule.step()
         print(
-            f"epoch {epoch + 1} of {epochs}, {time.monotonic() - start:.0f} s, loss {float(loss):.3f}", file=sys.stderr
+            f"epoch {epoch + 1} of {epochs}, {time.monotonic() - start:.0f} s, loss {loss.item():.3f}", file=sys.stderr
         )
     model.eval()
     x, y = images(data, "test", 1000)

@@ -78,9 +78,9 @@ def take_floats(model: ir.Model, where: str) -> list[str]:
     return names
 
 
-def takes_pixels(model: ir.Model) -> bool:
-    """Whether an input of the model was one of uint8, so that no other numbers than pixels can be meant for it."""
-    return PIXELS_KEY in model.metadata_props
+def pixel_inputs(model: ir.Model) -> frozenset[str]:
+    """The names of the inputs that were of uint8, so that no other numbers than pixels can be meant for them."""
+    return frozenset(json.loads(model.metadata_props.get(PIXELS_KEY, "[]")))
 
 
 def _moved(node: ir.Node, place: int, where: str) -> list[ir.Value]:

@@ -105,6 +105,7 @@ def observe(  # noqa: PLR0913, PLR0917 - as `collect`
         inside = _Inside(model, statistics, glimpses or {}, open_model, opener, total)
         for sample, values in _ahead(samples, inside.values_of):
             inside.show(sample, done, values)
+            values.clear()  # before the next sample runs
             done += 1
             inside.narrow(done)
             if progress is not None:
@@ -245,13 +246,17 @@ def _ahead(
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(AT_ONCE) as pool:
         running: deque[tuple[Feeds, Future[dict[str, Array]]]] = deque()
+
+        def first() -> tuple[Feeds, dict[str, Array]]:
+            sample, values = running.popleft()
+            return sample, values.result()
+
         for index, sample in enumerate(samples):
             running.append((sample, pool.submit(values_of, index, sample)))
             if len(running) > AT_ONCE:
-                first, values = running.popleft()
-                yield first, values.result()
-        for first, values in running:
-            yield first, values.result()
+                yield first()
+        while running:
+            yield first()
 
 
 def _describe(model: ir.Model, name: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,12 +40,14 @@ class Expected:
     """What the samples are held against: what was declared of them, and the samples that artifacts are judged on.
 
     `declared`: how the input was preprocessed, where the recipe says so and the samples came preprocessed. `classes`:
-    how many the model tells apart, 0 where unknown. `evaluation`: its samples' contents, by name.
+    how many the model tells apart, 0 where unknown. `evaluation`: its samples' contents, by name. `pixels`: the inputs
+    that take whole numbers from 0 to 255 and nothing else.
     """
 
     declared: Preprocessing | None = None
     classes: int = 0
     evaluation: Iterable[tuple[str, bytes]] = ()
+    pixels: Collection[str] = ()
 
 
 @dataclass
@@ -53,7 +55,9 @@ class _Seen:
     """What one pass over the samples collects."""
 
     declared: Preprocessing | None = None
+    pixels: Collection[str] = ()
     broken: list[Finding] = field(default_factory=list)
+    scaled: dict[str, Finding] = field(default_factory=dict)
     first: dict[bytes, str] = field(default_factory=dict)
     twins: list[str] = field(default_factory=list)
     flat: list[str] = field(default_factory=list)
@@ -80,6 +84,10 @@ class _Seen:
             self._values(name, values)
 
     def _values(self, name: str, values: Array) -> None:
+        if name in self.pixels and name not in self.scaled and not _are_pixels(values):
+            rule = f"input {name!r} takes pixels (uint8), which the model scales itself; mean and std are not for it"
+            span = f"{values.min():.4g} .. {values.max():.4g}"
+            self.scaled[name] = Finding(WHERE, rule, span, "whole numbers, 0 .. 255")
         if self.declared is not None and values.shape[1:] == self.declared.shape[1:]:
             low, high = values.min(axis=self.declared.axes), values.max(axis=self.declared.axes)
             self.low[name] = np.minimum(self.low.get(name, low), low)
@@ -97,17 +105,22 @@ def check_calibration(samples: Samples, expected: Expected | None = None) -> lis
     if len(samples) < MINIMUM:
         what = "no samples" if not len(samples) else "a single sample: a range is one image's, not the data's"
         return [Finding(WHERE, what, str(len(samples)), f"at least {MINIMUM} samples")]
-    seen = _Seen(expected.declared)
+    seen = _Seen(expected.declared, expected.pixels)
     for sample in samples.unchecked():
         seen.update(sample)
     return [
         *seen.broken,
+        *seen.scaled.values(),
         *_sameness(samples, seen),
         *_values(seen, expected.declared),
         *_layout(seen),
         *_coverage(samples.labels, expected.classes),
         *_overlap(samples, expected.evaluation),
     ]
+
+
+def _are_pixels(values: Array) -> bool:
+    return values.size == 0 or bool(values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all())
 
 
 def _sameness(samples: Samples, seen: _Seen) -> list[Finding]:

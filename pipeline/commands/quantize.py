@@ -179,10 +179,12 @@ def open_checked(data: Path, path: Path, model: ir.Model, recipe: Path | None, s
     from edgeship.pipeline.commands.files import open_data
     from edgeship.pipeline.quantizing.data import checked, classes_of
     from edgeship.pipeline.quantizing.plausibility import doubts
+    from edgeship.pipeline.source_types import pixel_inputs
 
     every = open_data(data, shapes_of(model), recipe=recipe, models=[path], calibration=True)
     opened = every.take(samples, seed)
-    notes = checked(opened, Expected(classes=classes_of(model)), f"--data {data}")
+    expected = Expected(classes=classes_of(model), pixels=pixel_inputs(model))
+    notes = checked(opened, expected, f"--data {data}")
     for finding in [*notes, *doubts(model, classes_of(model), opened)]:
         click.echo(f"note: {finding}", err=True)
     return opened

@@ -28,6 +28,7 @@ def calibration_samples(recipe: Recipe, path: Path, model: ir.Model) -> tuple[Sa
     Raises InputError when they are useless.
     """
     from edgeship.calibration.samples.checks import Expected
+    from edgeship.pipeline.source_types import pixel_inputs
 
     shapes = input_shapes(path)
     decides = decides_on_classes(recipe, model)
@@ -37,6 +38,7 @@ def calibration_samples(recipe: Recipe, path: Path, model: ir.Model) -> tuple[Sa
         _declared(recipe, next((shape for shape in shapes.values() if len(shape) == 4), ())),
         classes_of(model) if decides else 0,
         () if evaluation is None else evaluation.contents(),
+        pixel_inputs(model),
     )
     findings = checked(samples, expected, "data.calibration")
     return samples, [*findings, *data_doubts(recipe, model, shapes)]
@@ -48,7 +50,7 @@ def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int,
     Raises InputError for samples of a class that the model does not have.
     """
     from edgeship.pipeline.quantizing.plausibility import doubts, other_inputs
-    from edgeship.pipeline.source_types import takes_pixels
+    from edgeship.pipeline.source_types import pixel_inputs
 
     field: DataField = "evaluation" if _has_labels(recipe.evaluation_samples(shapes)) else "calibration"
     if recipe.data_path(field) is None or not decides_on_classes(recipe, model):
@@ -62,7 +64,7 @@ def data_doubts(recipe: Recipe, model: ir.Model, shapes: Mapping[str, tuple[int,
     samples, classes = opened(recipe.input), classes_of(model)
     if classes > 1:
         check_labels(samples, classes)
-    inputs = () if _are_arrays(recipe, field) else other_inputs(recipe.input, pixels=takes_pixels(model))
+    inputs = () if _are_arrays(recipe, field) else other_inputs(recipe.input, pixels=bool(pixel_inputs(model)))
     return doubts(model, classes, samples, ((text, opened(given)) for text, given in inputs))
 
 

@@ -184,6 +184,18 @@ def test_quantize_takes_pixels_as_the_same_numbers_in_float32(tmp_path: Path) ->
     np.testing.assert_allclose(computed(tmp_path / "out.onnx", {"image": values[:1]}), expected, atol=0.1)
 
 
+@pytest.mark.parametrize("command", [["quantize", "-o", "out.onnx"], ["sensitivity"]])
+def test_scaled_pixels_are_refused_for_a_model_that_scales_them_itself(tmp_path: Path, command: list[str]) -> None:
+    path = pixel_file(tmp_path / "model.onnx", FIRST)
+    np.savez(tmp_path / "data.npz", image=RNG.integers(0, 256, (5, 6, 6, 3)) / 127.5 - 1)
+    given = [tmp_path / each if each.endswith(".onnx") else each for each in command]
+    done = run(*given, path, "--data", tmp_path / "data.npz")
+    assert done.exit_code == 2
+    assert "takes pixels (uint8), which the model scales itself" in done.stderr
+    assert "accepted: whole numbers, 0 .. 255" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_quantize_takes_a_float16_model(tmp_path: Path, mode: str) -> None:
     path = half_file(tmp_path / "model.onnx", TensorProto.FLOAT16)

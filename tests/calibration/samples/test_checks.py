@@ -51,6 +51,16 @@ def test_arrays_that_were_scaled_twice_are_an_error(tmp_path: Path) -> None:
     assert "uses next to nothing of the range" in finding.rule
 
 
+@pytest.mark.parametrize("wrong", [lambda x: x / 255, lambda x: x - 127, lambda x: x + 0.5, lambda x: 2 * x])
+def test_numbers_that_are_no_pixels_are_an_error_where_the_model_takes_pixels(tmp_path: Path, wrong: Any) -> None:
+    pixels, expected = np.clip(np.rint(photographs()), 0, 255), Expected(pixels={"input"})
+    assert check_calibration(of(tmp_path, pixels), expected) == []
+    (finding,) = check_calibration(of(tmp_path, wrong(pixels)), expected)
+    assert finding.severity == "error"
+    assert "input 'input' takes pixels (uint8)" in finding.rule
+    assert finding.accepted == "whole numbers, 0 .. 255"
+
+
 def test_what_is_declared_of_the_image_is_not_held_against_other_inputs(tmp_path: Path) -> None:
     path = tmp_path / "two.npz"
     np.savez(path, image=(photographs() / 127.5 - 1).astype(np.float32), place=np.full((6, 2), 1e3, np.float32))
