@@ -44,7 +44,7 @@ def _facts(reader: _Reader, path: Path, content: bytes) -> ModelFacts:
         format="tflite",
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        version=f"schema {reader.model.version}" + _description(reader.model),
+        version=", ".join(_versions(reader.model)),
         inputs=tuple(reader.port(place) for place in reader.subgraph.inputs),
         outputs=tuple(reader.port(place) for place in reader.subgraph.outputs),
         operators=dict(Counter(reader.kind(operator) for operator in reader.operators).most_common()),
@@ -66,8 +66,15 @@ def _facts(reader: _Reader, path: Path, content: bytes) -> ModelFacts:
     )
 
 
-def _description(model: Any) -> str:
-    return f", {text(model.description)}" if model.description else ""
+def _versions(model: Any) -> list[str]:
+    """The schema, who wrote the file, and the oldest TensorFlow Lite that runs it, as far as the file says so."""
+    runtimes = [
+        bytes(model.buffers[entry.buffer].data).rstrip(b"\0").decode("ascii", "replace")
+        for entry in model.metadata or ()
+        if text(entry.name) == "min_runtime_version" and model.buffers[entry.buffer].data is not None
+    ]
+    said = [f"schema {model.version}", text(model.description)]
+    return [part for part in said if part] + [f"runtime {version} or newer" for version in runtimes if version]
 
 
 class _Reader:
@@ -104,6 +111,13 @@ class _Reader:
         """The tensor's static shape; a dynamic side is kept as 1 by the format."""
         return tuple(int(side) for side in tensor.shape) if tensor.shape is not None else ()
 
+    def sides(self, tensor: Any) -> tuple[int | str, ...]:
+        """The tensor's shape with "?" for a side that the runtime leaves open."""
+        signature = tensor.shapeSignature
+        if signature is None or len(signature) != len(self.shape(tensor)):
+            return self.shape(tensor)
+        return tuple("?" if side < 0 else int(side) for side in signature)
+
     def port(self, place: int) -> PortFacts:
         """An input or output, by its name in the signature where there is one."""
         tensor = self.tensors[place]
@@ -113,7 +127,7 @@ class _Reader:
         if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
             zero_point = int(quantization.zeroPoint[0]) if quantization.zeroPoint is not None else 0
             text = f"scale {float(quantization.scale[0]):.6g}, zero point {zero_point}"
-        return PortFacts(names[0] if names else self.name(tensor), self.shape(tensor), self.dtype(tensor).lower(), text)
+        return PortFacts(names[0] if names else self.name(tensor), self.sides(tensor), self.dtype(tensor).lower(), text)
 
     def weight(self, operator: Any) -> Any:
         """The tensor that a layer multiplies with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,18 @@ def test_a_tflite_file(tflite_content: bytes, tmp_path: Path) -> None:
     assert (facts.macs, facts.int8_share) == (36 * 4 * 27 + 5 * 144, 1.0)
     assert facts.parameters == 4 * 27 + 4 + 5 * 144
     assert (facts.quantization.per_channel_weights, facts.quantization.per_tensor_weights) == (1, 1)
+
+
+def test_an_artifact_tells_its_open_sides_and_the_oldest_runtime(float_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(float_file)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(model, float_file)
+    artifact = tmp_path / "open.tflite"
+    assert run("convert", float_file, "-o", artifact, "--target", "tflite").exit_code == 0
+    facts = inspect_model(artifact)
+    assert [port.shape for port in (*facts.inputs, *facts.outputs)] == [("?", 12, 12, 3), ("?", 5)]
+    assert re.fullmatch(r"schema 3, edgeship, runtime \d+\.\d+\.\d+ or newer", facts.version)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,8 @@ def main(arguments: Sequence[str]) -> int:
     """Tries damaged models of one seed; prints how often each verdict fell, or the first failure."""
     import resource
 
-    from test_random_graphs import MAKERS, grown
+    sys.path.append(str(Path(__file__).parents[2] / "support"))
+    from random_graphs import MAKERS, grown
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     seed, count = (int(argument) for argument in arguments)
