@@ -34,8 +34,8 @@ of one model what stands in the way, without converting it.
 - Operators on constants are computed at conversion, up to 16 million elements.
 - Types that a kernel does not take are cast to ones that it does, where no value changes.
 - int8: "same scale" means that inputs and outputs share their parameters, which edgeship's quantizer sees to; a number
-  is the scale that the kernel itself fixes for its output.
-
+  is the scale that the kernel itself fixes for its output. "-": it runs in float32, between DEQUANTIZE and QUANTIZE.
+  What simplification folds away (BatchNormalization behind a convolution, for example) needs no kernel.
 - int16: the kernel takes activations of 16 bits with zero point 0 too (16x8: weights of 8 bits, biases of 64).
 - hybrid: the kernel takes int8 weights per channel with float activations, which it rounds at run time.
 
