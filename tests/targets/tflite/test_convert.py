@@ -18,7 +18,9 @@ from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.flatfile import description, load, text
+from edgeship.targets.tflite.layers import packed
 from edgeship.targets.tflite.packing import ALIGNMENT
+from edgeship.targets.tflite.reader import schema_module
 from edgeship.targets.tflite.session import TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -254,6 +256,23 @@ def test_metadata_says_layout_dtype_and_minimum_runtime(quantized_conv: onnx.Mod
     (entry,) = [entry for entry in model.metadata if text(entry.name) == "min_runtime_version"]
     assert bytes(model.buffers[entry.buffer].data).rstrip(b"\0") == b"1.14.0"
     assert json.dumps(described)
+
+
+def test_the_runtime_takes_no_bias_with_one_scale_for_all_channels(
+    quantized_conv: onnx.ModelProto, convert: Convert, tmp_path: Path
+) -> None:
+    model = load(convert(quantized_conv))
+    (bias,) = [
+        tensor
+        for tensor in model.subgraphs[0].tensors
+        if tensor.type == schema_module().TensorType.INT32 and tensor.quantization is not None
+    ]
+    assert len(bias.quantization.scale) > 1
+    bias.quantization.scale, bias.quantization.zeroPoint = bias.quantization.scale[:1], bias.quantization.zeroPoint[:1]
+    path = tmp_path / "smaller.tflite"
+    path.write_bytes(packed(model))
+    with pytest.raises(InputError, match="delegate"):
+        TFLiteSession(path)
 
 
 @pytest.mark.parametrize(("dtype", "operator_count"), [("float32", 3), ("int8", 1), ("uint8", 3)])
