@@ -40,6 +40,16 @@ def _transposed(shapes: list[Shape], output: Shape) -> int:
     return _size(shapes[2]) * _size(shapes[1][:3])
 
 
+def _in_space(shapes: list[Shape], output: Shape) -> int:
+    """Each output element sums over one filter of [d, h, w, C, M]."""
+    return _size(output) * _size(shapes[1][:4])
+
+
+def _transposed_in_space(shapes: list[Shape], output: Shape) -> int:
+    """Each input element (operand 2) meets the whole filter [d, h, w, M, C] except its own channel axis."""
+    return _size(shapes[2]) * _size(shapes[1][:4])
+
+
 def _batch_matmul(shapes: list[Shape], output: Shape) -> int:
     """Each output element sums over the last axis of the left operand."""
     return _size(output) * shapes[0][-1]
@@ -50,6 +60,8 @@ COUNTED: Mapping[str, tuple[int, Callable[[list[Shape], Shape], int]]] = {
     "DEPTHWISE_CONV_2D": (0, _depthwise),
     "FULLY_CONNECTED": (0, _fully_connected),
     "TRANSPOSE_CONV": (2, _transposed),
+    "CONV_3D": (0, _in_space),
+    "CONV_3D_TRANSPOSE": (2, _transposed_in_space),
     "BATCH_MATMUL": (0, _batch_matmul),
 }
 """Operator -> the operand whose type decides, and the count."""

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from edgeship.calibration.graph.macs import count_macs
+from edgeship.targets.tflite import TARGET
 from edgeship.targets.tflite.session import TFLiteSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -219,6 +222,24 @@ def test_form_computes_what_onnx_runtime_does(
     expected = reference(model, feeds)["y"]
     result = judge(convert(model)).run(feeds)["y"]
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name in CASES
+        if name.startswith(("conv_3d", "transposed_3d")) and name != "transposed_3d_dilated"  # gets a larger kernel
+    ),
+)
+def test_the_work_of_convolutions_in_space_is_counted(
+    name: str, model_of: Callable[..., onnx.ModelProto], convert: Callable[..., Path]
+) -> None:
+    model = _model(CASES[name], model_of)
+    share = TARGET.integer_share(convert(model))
+    assert share.total_macs > 0
+    assert share.integer_macs == 0
+    assert share.total_macs == sum(count_macs(ir.from_proto(model)).values())
 
 
 @pytest.mark.parametrize("order", [0, 1])
