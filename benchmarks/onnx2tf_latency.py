@@ -38,10 +38,10 @@ SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 def convert(name: str, options: argparse.Namespace) -> str:
     """Makes onnx2tf's files of a model, where it was not tried yet; says why a file is missing, or nothing."""
-    folder = options.work / "onnx2tf"
-    told = folder / f"{name}.txt"
-    if told.exists():
-        return told.read_text()
+    folder, last = options.work / "onnx2tf", options.kinds[-1]
+    told = folder / f"{name}.{last}.txt"
+    if told.exists() or all(theirs(name, options, kind).exists() for kind in options.kinds):
+        return told.read_text() if told.exists() else ""
     folder.mkdir(parents=True, exist_ok=True)
     images = Path(options.data) / "imagenet_dev"
     prepared = models.images(images, name, options.calibration_images, models.STATISTICS_IMAGES)
@@ -49,11 +49,12 @@ def convert(name: str, options: argparse.Namespace) -> str:
     if not (folder / SAMPLE).exists():
         few = models.images(images, name, 20)
         np.save(folder / SAMPLE, few.transpose(0, 2, 3, 1)[:, ::2, ::2][:, :128, :128].clip(0, 1).astype(np.float32))
-    command = [str(options.onnx2tf.resolve()), "-i", str((options.work / f"{name}.onnx").resolve()), "-o", name]
-    command += ["-oiqt", "-cind", "input", f"{name}.npy", "0.0", "1.0", "-n"]
+    command = [str(options.onnx2tf.resolve()), "-i", str((options.work / f"{name}.onnx").resolve()), "-o", name, "-n"]
+    if last == "int8":
+        command += ["-oiqt", "-cind", "input", f"{name}.npy", "0.0", "1.0"]
     path = f"{options.onnx2tf.resolve().parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    told.write_text(_run(command, folder, environment, theirs(name, options, "int8"), options.minutes))
+    told.write_text(_run(command, folder, environment, theirs(name, options, last), options.minutes))
     return told.read_text()
 
 
@@ -127,7 +128,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="how long onnx2tf may take for a model")
     parser.add_argument("--convert-only", action="store_true", help="only make onnx2tf's files")
     parser.add_argument("--json", type=Path, help="write all facts there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.kinds = [kind for kind in MADE if kind in options.kinds]
+    return options
 
 
 def main() -> int:
