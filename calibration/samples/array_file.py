@@ -45,8 +45,8 @@ class ArraySource:
         missing = [name for name in shapes if name not in headers]
         if missing:
             raise InputError(
-                f"{path} has the keys {sorted(headers)}; needed: {sorted(shapes)} (the model's input names), "
-                "and label if known"
+                f"{path} has the keys {sorted(headers)}; needed: {sorted(shapes)} (the model's input names; a PyTorch "
+                "model's is input.name in its recipe), and label if known"
             )
         self._inputs = {name: headers[name] for name in shapes}
         for name, expected in shapes.items():

@@ -104,7 +104,14 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def _refinements(options: Mapping[str, Any]) -> tuple[str, ...]:
     given: tuple[str, ...] = options["refinements"]
-    return () if given == ("none",) else given
+    if "none" not in given:
+        return given
+    others = [name for name in given if name != "none"]
+    if others:
+        raise InputError(
+            f"--refine none beside --refine {' --refine '.join(others)}; accepted: none alone, or without it"
+        )
+    return ()
 
 
 def load_float(path: Path, shapes: Sequence[Given] = ()) -> ir.Model:

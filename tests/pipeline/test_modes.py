@@ -233,6 +233,14 @@ def test_the_command_refuses_options_that_the_mode_would_ignore(
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_no_refinement_beside_others_is_refused(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    both = ["--refine", "none", "--refine", "gptq"]
+    result = run("quantize", model, "-o", tmp_path / "x.onnx", "--data", tiny_data, *both)
+    assert result.exit_code == 2
+    assert "--refine none beside --refine gptq; accepted: none alone, or without it" in result.output
+    assert not (tmp_path / "x.onnx").exists()
+
+
 def test_without_calibration_data_static_says_what_is_missing(model: Path, tiny_data: Path, tmp_path: Path) -> None:
     result = run("deploy", recipe(tmp_path, tiny_data, "static"), "--out", tmp_path / "run")
     assert result.exit_code == 2
