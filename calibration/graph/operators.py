@@ -6,7 +6,7 @@ with transB, MatMul B [..., K, N].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,3 +227,9 @@ def _channels(node: ir.Node, weights: Array) -> int:
 def constant_key(node: ir.Node, index: int, value: ir.Value) -> str:
     """Where a plan keeps a constant that `node` needs in another way than the first reader of the initializer."""
     return f"{value_name(value)}:{node_key(node)}:{index}"
+
+
+def held_key(held: Container[str], node: ir.Node, index: int, value: ir.Value) -> str:
+    """Which of the constants `held` by a plan is the node's input `index`: its own one, or else the initializer's."""
+    own = constant_key(node, index, value)
+    return own if own in held else value_name(value)

@@ -41,8 +41,7 @@ class Patches:
     """The values of one input under a layer's kernel, tap by tap, as views.
 
     `values` is the layer's input (N, C, spatial...) for Conv, (..., K) for Gemm and MatMul; `weights` its weights.
-    Padding has
-    `padding` (the zero point for integers).
+    Padding has the value `padding` (the zero point for integers).
     """
 
     def __init__(self, node: ir.Node, values: Array, weights: Array, padding: float = 0) -> None:

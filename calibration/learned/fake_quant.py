@@ -32,7 +32,6 @@ from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
     activation_inputs,
-    constant_key,
     node_key,
     read_layer,
     value_name,
@@ -41,7 +40,7 @@ from edgeship.calibration.learned.graph import TorchGraph
 from edgeship.calibration.learned.operators.quantization import quantize_dequantize
 from edgeship.calibration.learned.pairs import from_kernel_rows, kernel_rows, repaired
 from edgeship.calibration.planning.pair_limit import uses_pair_kernel
-from edgeship.calibration.planning.weights import quantize_bias
+from edgeship.calibration.planning.weights import quantize_bias, weight_key
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
 from edgeship.calibration.writing.qdq import apply_plan
 
@@ -166,8 +165,7 @@ class FakeQuantGraph(nn.Module):
         return found
 
     def _add_layer(self, layer: Layer, from_plan: bool, *, limited: bool) -> None:
-        own = constant_key(layer.node, 1, layer.weight_value)
-        key = own if own in self._plan.weights else value_name(layer.weight_value)
+        key = weight_key(layer, self._plan)
         if key not in self._weights:
             constant = self._plan.weights[key]
             pairs = limited and uses_pair_kernel(layer.node, layer.weights)

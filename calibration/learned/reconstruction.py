@@ -31,7 +31,6 @@ from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
     activation_inputs,
-    constant_key,
     node_key,
     read_layer,
     value_name,
@@ -50,7 +49,13 @@ from edgeship.calibration.learned.pairs import repaired
 from edgeship.calibration.learned.reconstruct_options import ReconstructOptions
 from edgeship.calibration.observing.collect import Progress
 from edgeship.calibration.planning.pair_limit import uses_pair_kernel
-from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias, smallest_scale
+from edgeship.calibration.planning.weights import (
+    clear_of_boundaries,
+    layer_steps,
+    quantize_bias,
+    smallest_scale,
+    weight_key,
+)
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec, WeightScheme
 from edgeship.calibration.writing.qdq import apply_plan
 
@@ -158,7 +163,7 @@ class _Reconstruction:
         int8 = set(plan.int8_nodes)
         nodes = [node for node in model.graph if node_key(node) in int8 and node.op_type in MAC_OPERATORS]
         self._layers = [layer for layer in map(read_layer, nodes) if can_gather(layer)]
-        self._readers = Counter(_key(layer, plan) for layer in map(read_layer, nodes))
+        self._readers = Counter(weight_key(layer, plan) for layer in map(read_layer, nodes))
         self._plan = plan = self._with_biases(plan)
         graphs = [TorchGraph(each).to(self._device) for each in (model, apply_plan(model, plan))]
         feeds = [self._tensors(sample) for sample in self._affordable(graphs, samples)]
@@ -169,7 +174,7 @@ class _Reconstruction:
         weights, biases = dict(self._plan.weights), dict(self._plan.biases)
         reports = []
         for done, layer in enumerate(self._layers, 1):
-            key, name = _key(layer, self._plan), node_key(layer.node)
+            key, name = weight_key(layer, self._plan), node_key(layer.node)
             moments, held_out = self._look(layer)
             constant, report = self._search(layer, weights[key], moments, held_out)
             if self._readers[key] == 1:
@@ -192,7 +197,7 @@ class _Reconstruction:
             name = node_key(layer.node)
             if name not in biases and layer.node.op_type != "MatMul":
                 step = float(plan.activations[value_name(activation_inputs(layer.node)[0])].scale)
-                biases[name] = quantize_bias(layer, step, plan.weights[_key(layer, plan)].params, BIAS)
+                biases[name] = quantize_bias(layer, step, plan.weights[weight_key(layer, plan)].params, BIAS)
         return replace(plan, biases=biases)
 
     def _affordable(
@@ -292,11 +297,6 @@ class _Reconstruction:
 
     def _tensors(self, feeds: Mapping[str, Array]) -> dict[str, Tensor]:
         return {name: self._tensor(np.asarray(values, np.float32)) for name, values in feeds.items()}
-
-
-def _key(layer: Layer, plan: QuantPlan) -> str:
-    own = constant_key(layer.node, 1, layer.weight_value)
-    return own if own in plan.weights else value_name(layer.weight_value)
 
 
 def _apply(rows: Tensor, values: Tensor) -> Tensor:

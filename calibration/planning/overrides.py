@@ -2,9 +2,8 @@
 
 `[[quantize.override]]` names tensors or nodes with a glob (`*`, `?`, `[abc]`) and says one thing of them: another
 range algorithm (of activations or of weights), a fixed range, a fixed scale, that they stay float, or that they compute
-on 16-bit activations. Of
-several overrides the last that matches wins (what a tensor's numbers are and how a node runs are chosen apart). A
-pattern that matches nothing is an error: a typo would otherwise change nothing, silently.
+on 16-bit activations. Of several overrides the last that matches wins (what a tensor's numbers are and how a node runs
+are chosen apart). A pattern that matches nothing is an error: a typo would otherwise change nothing, silently.
 
 Where no override says otherwise, tensors that no multiply-accumulate node reads any more (the logits, boxes and scores)
 keep their min-max range: clipping the logits costs points, since it is the largest values that decide.

@@ -24,14 +24,12 @@ import onnx_ir as ir
 from edgeship.calibration.errors import StageError
 from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
-    constant_key,
     is_depthwise,
     node_key,
     read_layer,
-    value_name,
 )
 from edgeship.calibration.graph.patches import from_kernel_rows, kernel_rows
-from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias
+from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias, weight_key
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan
 
 LIMIT = 128
@@ -82,8 +80,7 @@ def limit_pairs(model: ir.Model, plan: QuantPlan) -> QuantPlan:
         if node_key(node) not in int8 or node.op_type not in MAC_OPERATORS:
             continue
         layer = read_layer(node)
-        own = constant_key(node, 1, layer.weight_value)
-        key = own if own in plan.weights else value_name(layer.weight_value)
+        key = weight_key(layer, plan)
         if key not in done and uses_pair_kernel(node, layer.weights):
             weights[key] = limit_constant(node, layer.weights, plan.weights[key], layer_steps(layer, plan))
         done.add(key)

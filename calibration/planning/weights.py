@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeship.calibration.algorithms import ObserverFactory
-from edgeship.calibration.graph.operators import Layer, activation_inputs, value_name
+from edgeship.calibration.graph.operators import Layer, activation_inputs, held_key, value_name
 from edgeship.calibration.planning.fractions import at_least
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, TensorSpec
 
@@ -58,6 +58,11 @@ def clear_of_boundaries(scale: Array, input_step: float, output_step: float) -> 
     """The weight scales, grown to where no accumulator lands near a rounding boundary of the output: float64."""
     multiplier = input_step / output_step
     return at_least(np.asarray(scale, np.float64) * multiplier) / multiplier
+
+
+def weight_key(layer: Layer, plan: QuantPlan) -> str:
+    """The name that the plan keeps the layer's weights under."""
+    return held_key(plan.weights, layer.node, 1, layer.weight_value)
 
 
 def layer_steps(layer: Layer, plan: QuantPlan) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from edgeship.calibration.graph.operators import (
     constant_key,
     constant_operands,
     float_outputs,
+    held_key,
     node_key,
     value_name,
 )
@@ -146,7 +147,7 @@ class _Widening:
             node = self._by_key[key]
             for index, value, array in constant_operands(node):
                 own = constant_key(node, index, value)
-                before = self._narrow.weights.get(own) or self._narrow.weights[value_name(value)]
+                before = self._narrow.weights[held_key(self._narrow.weights, node, index, value)]
                 shared = narrow.get(value_name(float_outputs(node)[0]))
                 moved = shared is not None and before.params.same_as(shared)
                 params = wide_params(before.params) if moved else choose(range_of(array), WIDE)
@@ -168,7 +169,7 @@ class _Widening:
         if value is None or bias is None:
             return
         own = constant_key(node, 1, value)
-        constant = weights[own if own in weights else value_name(value)]
+        constant = weights[held_key(weights, node, 1, value)]
         step = float(wide_params(narrow[value_name(activation_inputs(node)[0])]).scale)
         real = bias.params.dequantize(bias.integers).astype(np.float64)
         scale = constant.params.scale.astype(np.float64)

@@ -23,7 +23,6 @@ from edgeship.calibration.errors import StageError
 from edgeship.calibration.graph.operators import (
     Layer,
     activation_inputs,
-    constant_key,
     node_key,
     read_layer,
     value_name,
@@ -31,9 +30,9 @@ from edgeship.calibration.graph.operators import (
 from edgeship.calibration.graph.patches import MATRIX_OPERATORS, Patches, kernel_rows
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.selection import select
-from edgeship.calibration.planning.weights import quantize_bias
+from edgeship.calibration.planning.weights import quantize_bias, weight_key
 from edgeship.calibration.refine import Refinement
-from edgeship.calibration.types import Array, QuantizedConstant, QuantPlan, QuantRules, TensorSpec, WeightScheme
+from edgeship.calibration.types import Array, QuantPlan, QuantRules, TensorSpec, WeightScheme
 
 CORRECTED = frozenset({"Conv", "Gemm"})
 """Layers that can take a correction: those with a bias input whose patches `patches` knows."""
@@ -118,7 +117,7 @@ def correct_biases(model: ir.Model, plan: QuantPlan, means: Mapping[str, Statist
         observer = means.get(source)
         if not isinstance(observer, Mean):
             raise StageError(f"no mean of tensor {source} was collected, which node {node_key(layer.node)} needs")
-        quantized = _weights(layer, plan)
+        quantized = plan.weights[weight_key(layer, plan)]
         error = layer.weights.astype(np.float64) - quantized.params.dequantize(quantized.integers)
         shift = _expected(layer, error, observer.mean())
         bias = np.zeros(layer.channels) if layer.bias is None else layer.bias
@@ -131,11 +130,6 @@ def correct_biases(model: ir.Model, plan: QuantPlan, means: Mapping[str, Statist
 def _layers(model: ir.Model, plan: QuantPlan) -> list[Layer]:
     int8 = set(plan.int8_nodes)
     return [read_layer(node) for node in model.graph if node.op_type in CORRECTED and node_key(node) in int8]
-
-
-def _weights(layer: Layer, plan: QuantPlan) -> QuantizedConstant:
-    own = constant_key(layer.node, 1, layer.weight_value)
-    return plan.weights[own if own in plan.weights else value_name(layer.weight_value)]
 
 
 def _expected(layer: Layer, error: Array, mean: Array) -> Array:

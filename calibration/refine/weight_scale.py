@@ -20,15 +20,19 @@ import onnx_ir as ir
 from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     Layer,
-    constant_key,
     node_key,
     read_layer,
-    value_name,
 )
 from edgeship.calibration.graph.patches import from_kernel_rows, kernel_rows
 from edgeship.calibration.observing.collect import Statistic
 from edgeship.calibration.planning.pair_limit import repair, uses_pair_kernel
-from edgeship.calibration.planning.weights import clear_of_boundaries, layer_steps, quantize_bias, smallest_scale
+from edgeship.calibration.planning.weights import (
+    clear_of_boundaries,
+    layer_steps,
+    quantize_bias,
+    smallest_scale,
+    weight_key,
+)
 from edgeship.calibration.refine import Refinement
 from edgeship.calibration.types import Array, QuantizedConstant, QuantParams, QuantPlan, WeightScheme
 
@@ -71,9 +75,7 @@ def weight_readers(model: ir.Model, plan: QuantPlan) -> dict[str, list[Layer]]:
     for node in model.graph:
         if node_key(node) in int8 and node.op_type in MAC_OPERATORS:
             layer = read_layer(node)
-            own = constant_key(node, 1, layer.weight_value)
-            key = own if own in plan.weights else value_name(layer.weight_value)
-            found.setdefault(key, []).append(layer)
+            found.setdefault(weight_key(layer, plan), []).append(layer)
     return found
 
 

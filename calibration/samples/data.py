@@ -165,8 +165,8 @@ def open_samples(  # noqa: PLR0913 - every one of them is a word of the recipe, 
     A CSV's files are relative to `root`, or to the CSV's own folder. `preprocessing` is needed for images. `labels` is
     a CSV (file,label) that says the images' classes in the place of class folders or of the list. `shapes` gives the
     model's inputs and their shapes (batch ignored, -1 matches anything) to check arrays against; without it an .npz
-    needs the key `input_name`. `classes` bounds the labels,
-    `class_names` is their order, where it is not that of the class folders' sorted names.
+    needs the key `input_name`. `classes` bounds the labels, `class_names` is their order, where it is not that of the
+    class folders' sorted names.
 
     Raises InputError for what is missing, empty or does not fit. The files' contents are checked when they are read.
     """

@@ -18,8 +18,8 @@ from edgeship.calibration.errors import StageError
 from edgeship.calibration.graph.operators import (
     MAC_OPERATORS,
     constant_array,
-    constant_key,
     data_inputs,
+    held_key,
     node_key,
     value_name,
 )
@@ -207,8 +207,7 @@ class _Writer:
         value = node.inputs[index]
         if value is None:
             raise StageError(f"node {node_key(node)} ({node.op_type}): input {index} is missing")
-        own = constant_key(node, index, value)
-        key = own if own in self._plan.weights else value_name(value)
+        key = held_key(self._plan.weights, node, index, value)
         if key not in self._plan.weights:
             raise StageError(
                 f"the plan has no integers for {key}, input {index} of node {node_key(node)} ({node.op_type})"
