@@ -136,6 +136,7 @@ class OperatorRule:
     `misses`: of a kernel of one input, how many of its input integers it may map to another integer than the rounded
     function, given the parameters of input and output; None: none, ties aside.
     `rescales`: whether the kernel of this very node takes two scales though others of its operator share one.
+    `real`: a runtime computes the operator in real numbers between the integers.
     """
 
     op_type: str
@@ -145,6 +146,7 @@ class OperatorRule:
     symmetric: frozenset[int] = frozenset()
     misses: Callable[[ir.Node, QuantParams, QuantParams], int] | None = None
     rescales: Callable[[ir.Node], bool] = _never
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -321,4 +323,5 @@ def _strictest_operator(op_type: str, every: Sequence[QuantRules]) -> OperatorRu
         return all(rule.rescales(node) for rule in sharing)
 
     of_kernels = misses if coarse else None
-    return OperatorRule(op_type, bool(sharing), next(iter(fixed), None), check, symmetric, of_kernels, rescales)
+    real = any(rule.real for _, rule in present)
+    return OperatorRule(op_type, bool(sharing), next(iter(fixed), None), check, symmetric, of_kernels, rescales, real)

@@ -116,6 +116,12 @@ class TargetOptions(Section):
     io_dtype: Literal["float32", "int8", "uint8"] = Field(
         default="float32", description="the artifact's input and output type"
     )
+    integer_only: bool | None = Field(
+        default=None,
+        description="integer kernels wherever the runtime has one, for hardware without floating point; CPUs compute "
+        "some operators faster in real numbers between the same integers. Not given: where `io_dtype` is an integer "
+        "type (tflite only)",
+    )
     c_array: bool = Field(
         default=False, description='also as C source for TensorFlow Lite Micro; needs io_dtype = "int8" (tflite only)'
     )

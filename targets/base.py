@@ -22,11 +22,16 @@ ENTRY_POINTS = "edgeship.targets"
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How an artifact meets the world; `io_layout` None is the target's own habit, `metadata` is written into it."""
+    """How an artifact meets the world; `io_layout` None is the target's own habit, `metadata` is written into it.
+
+    `integer_only`: integer kernels wherever the runtime has one, for hardware without floating point; else quantized
+    operators that its CPU kernels compute faster in real numbers are, between the same integers.
+    """
 
     io_layout: IoLayout | None = None
     io_dtype: IoDtype = "float32"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    integer_only: bool = False
 
 
 @dataclass(frozen=True)

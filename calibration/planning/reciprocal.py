@@ -6,8 +6,9 @@ every third number, and one in a million falls to another integer. With s r = 1 
 d of the middle between two float32 numbers. Of neighbouring scales the one with the smallest d is taken; the largest
 `d` of any is 2^-24, the smallest of 17 mostly near 2^-28.
 
-A float operator is here one that has no integer kernel. Layers that are kept float by choice do not count: the scales
-around them stay, so that putting a layer back to float leaves the integers of all others as they were.
+A float operator is here one that has no integer kernel, or that a runtime computes in real numbers all the same.
+Layers that are kept float by choice do not count: the scales around them stay, so that putting a layer back to float
+leaves the integers of all others as they were.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def clear_reciprocals(
     settled = {groups.root(name) for name in (*kept, *_multiplied(selection)) if name in groups}
     graph = selection.int8[0].graph
     for node in () if graph is None else graph:
-        if node.op_type in rules.operators:
+        rule = rules.operators.get(node.op_type)
+        if rule is not None and not rule.real:
             continue
         for value in float_outputs(node):
             root = groups.root(value_name(value)) if value_name(value) in groups else None

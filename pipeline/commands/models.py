@@ -103,6 +103,12 @@ def simplify(model: Path, out: Path, shapes: tuple[Given, ...]) -> None:
 )
 @click.option("--batch", type=click.IntRange(min=1), help="The size of a dynamic batch.  [default: it stays dynamic]")
 @SHAPE
+@click.option(
+    "--integer-only/--real-where-faster",
+    default=None,
+    help="Integer kernels wherever there is one (hardware without floating point), or real numbers where CPUs are "
+    "faster with them.  [default: integers with an --io-dtype of integers]",
+)
 @click.option("--c-array", is_flag=True, help="Also beside OUT, as .c and .h for TensorFlow Lite Micro; needs int8.")
 def convert(
     model: Path,
@@ -112,6 +118,7 @@ def convert(
     io_dtype: IoDtype,
     batch: int | None,
     shapes: tuple[Given, ...],
+    integer_only: bool | None,
     c_array: bool,
 ) -> None:
     """Convert MODEL.onnx, float or QDQ, from any exporter, to a target's format."""
@@ -127,7 +134,8 @@ def convert(
     if batch:
         fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
-    options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata)
+    only = io_dtype != "float32" if integer_only is None else integer_only
+    options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata, integer_only=only)
     try:
         content = chosen.convert(loaded, options)
     except EdgeshipError:

@@ -182,7 +182,7 @@ class Conversion:
         if self.findings:
             return
         _fuse(self.graph)
-        settle(self.graph, op_of)
+        settle(self.graph, op_of, integer_only=options.integer_only)
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)
         self.builder = Builder(halves=self.graph.has_halves)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgeship.calibration.readback import QOPERATORS
-from edgeship.targets.tflite.op import Int8, Limit, Op
+from edgeship.targets.tflite.op import Int8, Limit, Op, always
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.ops.loop import UPDATE
 
@@ -35,6 +35,7 @@ of one model what stands in the way, without converting it.
 - Types that a kernel does not take are cast to ones that it does, where no value changes.
 - int8: "same scale" means that inputs and outputs share their parameters, which edgeship's quantizer sees to; a number
   is the scale that the kernel itself fixes for its output. "-": it runs in float32, between DEQUANTIZE and QUANTIZE.
+  "in reals": so does this, unless the file is to be `integer_only`, since LiteRT's kernel for the integers is slow.
   What simplification folds away (BatchNormalization behind a convolution, for example) needs no kernel.
 - int16: the kernel takes activations of 16 bits with zero point 0 too (16x8: weights of 8 bits, biases of 64).
 - hybrid: the kernel takes int8 weights per channel with float activations, which it rounds at run time.
@@ -81,9 +82,10 @@ def _absent() -> str:
 def _int8(rule: Int8 | None) -> str:
     if rule is None:
         return "-"
+    real = ", in reals" if rule.real_is_faster is always else ""
     if rule.fixed_output:
-        return f"{rule.fixed_output.scale:.6g}, zero point {rule.fixed_output.zero_point}"
-    return "same scale" if rule.shares_scale else "yes"
+        return f"{rule.fixed_output.scale:.6g}, zero point {rule.fixed_output.zero_point}{real}"
+    return f"{'same scale' if rule.shares_scale else 'yes'}{real}"
 
 
 def _int16(rule: Int8 | None) -> str:

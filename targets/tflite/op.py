@@ -38,8 +38,10 @@ class Int8:
     it only moves or selects integers, so quantizing before or after it is the same. `fixed_output`: the kernel's own
     output parameters. `real_inputs`: constant inputs that need no scale of their own. `symmetric`: computed inputs for
     which XNNPACK has a kernel only with zero point 0. `limits`: nodes it cannot take, which then run in float.
-    `misses`: how many of its 256 inputs the kernel may round to another integer than the function. `wide`: what the
-    kernel demands where activations have 16 bits with zero point 0 (16x8); None: it takes 8 bits only.
+    `misses`: how many of its 256 inputs the kernel may round to another integer than the function. `real_is_faster`:
+    nodes that LiteRT computes in a fraction of the time in real numbers, since XNNPACK has no kernel for their
+    integers. `wide`: what the kernel demands where activations have 16 bits with zero point 0 (16x8); None: it takes
+    8 bits only.
     """
 
     shares_scale: bool = False
@@ -51,6 +53,7 @@ class Int8:
     wide: Int16 | None = None
     misses: Callable[[Node, QuantParams, QuantParams], int] | None = None
     rescales: Callable[[Node], bool] | None = None
+    real_is_faster: Callable[[Node], bool] = lambda _node: False
 
     def ties(self, node: Node) -> bool:
         """Whether the node's kernel needs one scale for in and out."""
@@ -102,6 +105,11 @@ class Op:
 
 def _first(limits: tuple[Limit, ...], node: Node) -> str | None:
     return next((reason for limit in limits if (reason := limit(node))), None)
+
+
+def always(_node: Node) -> bool:
+    """True of every node."""
+    return True
 
 
 MOVES = Int8(shares_scale=True, moves=True, wide=Int16())

@@ -20,8 +20,11 @@ ACTIVATION_BITS = 8
 SIXTEEN = TensorSpec(bits=WIDE_BITS)
 
 
-def settle(graph: Graph, op_of: OpOf) -> None:
-    """Marks the int8 nodes and writes the conversions between them and the float ones into the graph."""
+def settle(graph: Graph, op_of: OpOf, *, integer_only: bool = False) -> None:
+    """Marks the int8 nodes and writes the conversions between them and the float ones into the graph.
+
+    `integer_only`: nodes are int8 wherever there is a kernel, also where real numbers are faster.
+    """
     _spread(graph, op_of)
     borders, uses = _Borders(graph), graph.consumers()
     weights_only = not quantizes_activations(graph)
@@ -31,7 +34,8 @@ def settle(graph: Graph, op_of: OpOf) -> None:
             continue
         op = op_of(node)
         exact = _takes_integers(node, op)
-        if op and op.int8 and runs_in_integers(node, op) and not (exact and _is_computed_with(uses[node.y])):
+        better = exact and _is_computed_with(uses[node.y])
+        if op and op.int8 and runs_in_integers(node, op) and (integer_only or not (better or _is_slow(node, op.int8))):
             node.int8 = True
             borders.integer(node, op.int8)
         elif op and weights_only and runs_hybrid(node, op):
@@ -67,6 +71,10 @@ def _takes_integers(node: Node, op: Op | None) -> bool:
     if op is None or op.reads_integers is None or not op.reads_integers(node):
         return False
     return not node.x.is_constant and node.x.quant is not None and node.x.quant.spec.bits == ACTIVATION_BITS
+
+
+def _is_slow(node: Node, rule: Int8) -> bool:
+    return _widths([(0, t) for t in node.outputs]) == {ACTIVATION_BITS} and rule.real_is_faster(node)
 
 
 def _is_computed_with(readers: Sequence[Node]) -> bool:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.types import OperatorRule, QuantParams, QuantRules
 from edgeship.targets.tflite.graph import Unsupported
-from edgeship.targets.tflite.op import Op
+from edgeship.targets.tflite.op import Op, always
 from edgeship.targets.tflite.ops import REGISTRY
 from edgeship.targets.tflite.single import single
 
@@ -39,5 +39,12 @@ def rule(op: Op) -> OperatorRule:
         return apart is not None and apart(single(node))
 
     return OperatorRule(
-        op.onnx, int8.shares_scale, int8.fixed_output, check, int8.symmetric, misses if of_kernel else None, rescales
+        op.onnx,
+        int8.shares_scale,
+        int8.fixed_output,
+        check,
+        int8.symmetric,
+        misses if of_kernel else None,
+        rescales,
+        real=int8.real_is_faster is always,
     )

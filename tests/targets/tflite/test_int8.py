@@ -13,6 +13,7 @@ import pytest
 from onnx import helper
 
 from edgeship.targets.tflite.flatfile import element_types, load
+from edgeship.targets.tflite.op import always
 from edgeship.targets.tflite.ops import REGISTRY
 from edgeship.targets.tflite.session import TFLiteSession
 
@@ -246,12 +247,61 @@ def test_int8_kernel_is_within_its_steps_of_the_qdq_reference(  # noqa: PLR0917 
         pytest.skip("TFLite has no reference kernel for this operator in int8")
     case = CASES[name]
     model, feeds = qdq(case), _feeds(case)
-    path = convert(model)
+    path = convert(model, integer_only=True)
     expected, seen = reference(model, feeds), judge(path).run(feeds)
     scale = (case.y or case.x)[0]
     for output, values in expected.items():
         steps = np.abs(values - seen[output]) / scale
         assert steps.max() <= case.steps + 1e-3, f"{output}: {steps.max():.2f} steps, mean {steps.mean():.3f}"
+
+
+SLOW = sorted(
+    name for name, case in CASES.items() if (rule := REGISTRY[case.op].int8) and rule.real_is_faster is always
+)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_has_no_fast_kernel_is_computed_in_real_numbers_between_the_integers(
+    name: str,
+    qdq: Callable[[Case], onnx.ModelProto],
+    convert: Callable[..., Path],
+    reference: Callable[..., dict[str, Array]],
+    operators: Callable[[Path], Any],
+) -> None:
+    case = CASES[name]
+    model, feeds = qdq(case), _feeds(case)
+    path = convert(model, io_dtype="int8")
+    counts = operators(path)
+    assert (counts["DEQUANTIZE"], counts["QUANTIZE"]) == (1, 1)
+    path, scale = convert(model), (case.y or case.x)[0]
+    for output, values in reference(model, feeds).items():
+        steps = np.abs(TFLiteSession(path).run(feeds)[output] - values) / scale
+        assert steps.max() < 1.001
+        assert np.mean(steps > 1e-3) < 0.02  # products of numbers on the grid may lie between two integers
+
+
+def test_a_relu_keeps_integers_that_keep_their_scale(
+    model_of: Callable[..., onnx.ModelProto],
+    quantize: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Any],
+    reference: Callable[..., dict[str, Array]],
+) -> None:
+    for node, kernels in (
+        (helper.make_node("Relu", ["x"], ["y"], name="node"), {"MAXIMUM": 1}),
+        (helper.make_node("Clip", ["x", "low", "high"], ["y"], name="node"), {"MAXIMUM": 1, "MINIMUM": 1}),
+    ):
+        bounds = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+        model = model_of([node], {"x": (2, 40)}, ["y"], bounds if len(node.input) > 1 else {})
+        feeds = {"x": np.linspace(-9, 9, 80, dtype=np.float32).reshape(2, 40)}
+        for y, inside in (((0.05, -20), kernels), ((0.03, -128), {"DEQUANTIZE": 1})):
+            if len(kernels) > 1 and y[1] == -128:
+                continue  # a Clip has one scale
+            qdq_model = quantize(model, {"x": (0.05, -20), "y": y})
+            path = convert(qdq_model, io_dtype="int8")
+            assert {name: operators(path)[name] for name in inside} == inside
+            seen = TFLiteSession(convert(qdq_model)).run(feeds)["y"]
+            np.testing.assert_allclose(seen, reference(qdq_model, feeds)["y"], rtol=0, atol=1e-6)
 
 
 def test_product_with_a_second_matrix_of_zero_point_0_is_exact(
@@ -315,7 +365,7 @@ def test_node_with_16_bit_activations_computes_nothing_in_float(
 def test_int8_node_has_no_float_tensor_inside(
     name: str, qdq: Callable[[Case], onnx.ModelProto], convert: Callable[..., Path], operators: Callable[[Path], Any]
 ) -> None:
-    path = convert(qdq(CASES[name]), io_dtype="int8")
+    path = convert(qdq(CASES[name]), io_dtype="int8", integer_only=True)
     model, types = load(path), element_types()
     assert {types[t.type] for t in model.subgraphs[0].tensors} <= {"BOOL", "INT8", "INT32"}
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(operators(path))
