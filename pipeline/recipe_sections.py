@@ -119,8 +119,8 @@ class TargetOptions(Section):
     integer_only: bool | None = Field(
         default=None,
         description="integer kernels wherever the runtime has one, for hardware without floating point; CPUs compute "
-        "some operators faster in real numbers between the same integers. Not given: where `io_dtype` is an integer "
-        "type (tflite only)",
+        "some operators faster in real numbers between the same integers. Not given: where inputs or outputs are "
+        "integers, and in models that came out of a TFLite file (tflite only)",
     )
     c_array: bool = Field(
         default=False, description='also as C source for TensorFlow Lite Micro; needs io_dtype = "int8" (tflite only)'

@@ -25,13 +25,14 @@ class ConvertOptions:
     """How an artifact meets the world; `io_layout` None is the target's own habit, `metadata` is written into it.
 
     `integer_only`: integer kernels wherever the runtime has one, for hardware without floating point; else quantized
-    operators that its CPU kernels compute faster in real numbers are, between the same integers.
+    operators that its CPU kernels compute faster in real numbers are, between the same integers. None: for models that
+    are integers from end to end, with inputs or outputs of integers, or out of a TFLite file.
     """
 
     io_layout: IoLayout | None = None
     io_dtype: IoDtype = "float32"
     metadata: Mapping[str, str] = field(default_factory=dict)
-    integer_only: bool = False
+    integer_only: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def simplify(model: Path, out: Path, shapes: tuple[Given, ...]) -> None:
     "--integer-only/--real-where-faster",
     default=None,
     help="Integer kernels wherever there is one (hardware without floating point), or real numbers where CPUs are "
-    "faster with them.  [default: integers with an --io-dtype of integers]",
+    "faster with them.  [default: integers where inputs or outputs are, or MODEL came out of a TFLite file]",
 )
 @click.option("--c-array", is_flag=True, help="Also beside OUT, as .c and .h for TensorFlow Lite Micro; needs int8.")
 def convert(
@@ -134,8 +134,7 @@ def convert(
     if batch:
         fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
-    only = io_dtype != "float32" if integer_only is None else integer_only
-    options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata, integer_only=only)
+    options = ConvertOptions(border_layout(metadata, io_layout), io_dtype, metadata, integer_only=integer_only)
     try:
         content = chosen.convert(loaded, options)
     except EdgeshipError:

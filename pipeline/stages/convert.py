@@ -100,8 +100,8 @@ def options_for(recipe: Recipe, target: str, model: ir.Model, more: Mapping[str,
     wanted = recipe.targets[target]
     carried = {key: value for key, value in model.metadata_props.items() if key.startswith("edgeship.")}
     metadata = {**carried, "edgeship.version": _version(), "edgeship.model": recipe.name, **_release(recipe), **more}
-    only = wanted.io_dtype != "float32" if wanted.integer_only is None else wanted.integer_only
-    return ConvertOptions(border_layout(carried, wanted.io_layout), wanted.io_dtype, metadata, integer_only=only)
+    layout = border_layout(carried, wanted.io_layout)
+    return ConvertOptions(layout, wanted.io_dtype, metadata, integer_only=wanted.integer_only)
 
 
 def border_layout(metadata: Mapping[str, str], wanted: IoLayout | None) -> IoLayout | None:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgeship.calibration.errors import InputError, UnsupportedError
 from edgeship.calibration.readback import read_back
 from edgeship.calibration.types import Finding
+from edgeship.calibration.writing.qdq import PLAN_KEY
 from edgeship.targets.base import ConvertOptions, IoDtype
 from edgeship.targets.tflite import dtypes, standard_metadata
 from edgeship.targets.tflite.builder import Builder, Signature
@@ -55,6 +56,7 @@ from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.quantization import left_in_float, settle
 
 REFUSED = "the model cannot become TFLite:"
+BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 WORTH_COLLECTING = 1 << 20
 """Bytes of constants from which on a collection pays: it takes the longer the more objects the process has."""
 
@@ -103,6 +105,8 @@ def _sound_model() -> Iterator[None]:
 def _converted(model: ir.Model, options: ConvertOptions) -> Conversion:
     """The written model; what is dynamic in it is proved by writing it for other sizes too."""
     with _sound_model():
+        if options.integer_only is None:
+            options = replace(options, integer_only=options.io_dtype != "float32" or _is_of_integers(model))
         model = read_back(model, run_time=True)
         (graph, *twins), findings = _lowered(model)
         del model
@@ -112,6 +116,13 @@ def _converted(model: ir.Model, options: ConvertOptions) -> Conversion:
                 twin = Conversion(graph, [], options)
                 conversion.findings += twin.findings or differences(conversion.written, twin.written)
         return conversion
+
+
+def _is_of_integers(model: ir.Model) -> bool:
+    """Whether 8-bit integers go in or out, or are those of TFLite's kernels: tf2onnx read a quantized file."""
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    was_tflite = model.producer_name == "tf2onnx" and PLAN_KEY not in model.metadata_props
+    return was_tflite or any(value.dtype in BYTES for value in ends)
 
 
 def _lowered(model: ir.Model) -> tuple[list[Graph], list[Finding]]:
@@ -182,7 +193,7 @@ class Conversion:
         if self.findings:
             return
         _fuse(self.graph)
-        settle(self.graph, op_of, integer_only=options.integer_only)
+        settle(self.graph, op_of, integer_only=bool(options.integer_only))
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)
         self.builder = Builder(halves=self.graph.has_halves)

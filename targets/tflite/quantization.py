@@ -34,7 +34,7 @@ def settle(graph: Graph, op_of: OpOf, *, integer_only: bool = False) -> None:
             continue
         op = op_of(node)
         exact = _takes_integers(node, op)
-        better = exact and _is_computed_with(uses[node.y])
+        better = exact and _is_computed_with(uses.get(node.y, ()))
         if op and op.int8 and runs_in_integers(node, op) and (integer_only or not (better or _is_slow(node, op.int8))):
             node.int8 = True
             borders.integer(node, op.int8)

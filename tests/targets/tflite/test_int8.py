@@ -270,7 +270,7 @@ def test_what_has_no_fast_kernel_is_computed_in_real_numbers_between_the_integer
 ) -> None:
     case = CASES[name]
     model, feeds = qdq(case), _feeds(case)
-    path = convert(model, io_dtype="int8")
+    path = convert(model, io_dtype="int8", integer_only=False)
     counts = operators(path)
     assert (counts["DEQUANTIZE"], counts["QUANTIZE"]) == (1, 1)
     path, scale = convert(model), (case.y or case.x)[0]
@@ -278,6 +278,21 @@ def test_what_has_no_fast_kernel_is_computed_in_real_numbers_between_the_integer
         steps = np.abs(TFLiteSession(path).run(feeds)[output] - values) / scale
         assert steps.max() < 1.001
         assert np.mean(steps > 1e-3) < 0.02  # products of numbers on the grid may lie between two integers
+
+
+def test_a_model_of_integers_keeps_to_integer_kernels(
+    qdq: Callable[[Case], onnx.ModelProto], convert: Callable[..., Path], operators: Callable[[Path], Any]
+) -> None:
+    model = qdq(CASES["hard_swish"])
+    real = operators(convert(model))
+    assert (real["DEQUANTIZE"], real["QUANTIZE"]) == (2, 2)
+    integers = operators(convert(model, integer_only=True))
+    assert (integers["DEQUANTIZE"], integers["QUANTIZE"]) == (1, 1)
+    model.producer_name = "tf2onnx"  # its integers are those of a TFLite file
+    assert operators(convert(model)) == integers
+    assert operators(convert(model, integer_only=False)) == real
+    helper.set_model_props(model, {"edgeship.plan": "0"})  # a float model that tf2onnx made, quantized here
+    assert operators(convert(model)) == real
 
 
 def test_a_relu_keeps_integers_that_keep_their_scale(
@@ -298,7 +313,7 @@ def test_a_relu_keeps_integers_that_keep_their_scale(
             if len(kernels) > 1 and y[1] == -128:
                 continue  # a Clip has one scale
             qdq_model = quantize(model, {"x": (0.05, -20), "y": y})
-            path = convert(qdq_model, io_dtype="int8")
+            path = convert(qdq_model, io_dtype="int8", integer_only=False)
             assert {name: operators(path)[name] for name in inside} == inside
             seen = TFLiteSession(convert(qdq_model)).run(feeds)["y"]
             np.testing.assert_allclose(seen, reference(qdq_model, feeds)["y"], rtol=0, atol=1e-6)
@@ -365,7 +380,7 @@ def test_node_with_16_bit_activations_computes_nothing_in_float(
 def test_int8_node_has_no_float_tensor_inside(
     name: str, qdq: Callable[[Case], onnx.ModelProto], convert: Callable[..., Path], operators: Callable[[Path], Any]
 ) -> None:
-    path = convert(qdq(CASES[name]), io_dtype="int8", integer_only=True)
+    path = convert(qdq(CASES[name]), io_dtype="int8")
     model, types = load(path), element_types()
     assert {types[t.type] for t in model.subgraphs[0].tensors} <= {"BOOL", "INT8", "INT32"}
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(operators(path))
