@@ -270,9 +270,21 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
                 f"{name}: the form was chosen by times that scatter by more than a tenth; on a quiet machine and into "
                 "another run folder it is measured again"
             )
+        lines += _slower(name, facts.get("latency", {}))
         if facts.get("latency", {}).get("noisy"):
             lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
     return lines
+
+
+def _slower(target: str, latency: Mapping[str, Any]) -> list[str]:
+    """That the artifact takes longer than its float twin, where the whole interval of their ratio says so."""
+    low, high = latency.get("speedup_interval") or (0.0, 1.0)
+    if high >= 1:
+        return []
+    return [
+        f"{target}: the quantized model is slower than the float one on this machine ({low:.2f} .. {high:.2f}x); "
+        "`edgeship bench FILE --profile` names the operators that take the time"
+    ]
 
 
 def _floats(facts: Mapping[str, Any]) -> list[str]:

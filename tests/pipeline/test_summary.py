@@ -120,6 +120,15 @@ def test_layers_that_can_clip_and_float_layers_and_noise_are_warned_of() -> None
     assert "measure again on a quiet machine" in text
 
 
+@pytest.mark.parametrize(("interval", "told"), [([0.27, 0.39], True), ([0.9, 1.02], False), (None, False)])
+def test_an_artifact_that_is_surely_slower_than_its_float_twin_is_warned_of(
+    interval: list[float] | None, told: bool
+) -> None:
+    report = copy.deepcopy(REPORT)
+    report["targets"]["tflite"]["latency"]["speedup_interval"] = interval
+    assert ("slower than the float one on this machine (0.27 .. 0.39x)" in printed(report)) is told
+
+
 def test_float_layers_are_grouped_by_the_reason_and_named_as_nodes() -> None:
     report = copy.deepcopy(REPORT)
     kept = [
