@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from edgeship.pipeline.benchmark.measure import Schedule, measure
 from edgeship.pipeline.benchmark.statistics import ratio
 from edgeship.pipeline.devices.worker import Subject
+from edgeship.targets.tflite.flatfile import load, operator_names
 
 SLOWER = 1.02
 """A ratio from which on ours counts as slower, when its interval leaves no doubt."""
@@ -93,7 +95,10 @@ def compare(name: str, options: argparse.Namespace, kind: str) -> dict[str, Any]
     schedule = Schedule(options.runs, options.warmup, options.launches)
     ours, other = measure([Subject("tflite", path) for path in files], None, schedule)
     found = ratio(ours, other)
+    own, foreign = (operators(path) for path in files)
     return {
+        "only_ours": dict(own - foreign),
+        "only_theirs": dict(foreign - own),
         "model": name,
         "kind": kind,
         "ours_ms": ours.median_ms,
@@ -104,14 +109,26 @@ def compare(name: str, options: argparse.Namespace, kind: str) -> dict[str, Any]
     }
 
 
+def operators(path: Path) -> Counter[str]:
+    """The number of operators of each kind in a file."""
+    model = load(path)
+    names = operator_names(model)
+    return Counter(names[operator.opcodeIndex] for operator in model.subgraphs[0].operators)
+
+
 def line(fact: dict[str, Any]) -> str:
     """The comparison as a line of the table."""
     interval = fact["interval"]
     limits = f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else "too few rounds"
     verdict = "slower" if interval and interval[0] > SLOWER else ""
     noise = " noisy" if fact["noisy"] else ""
+    more = "".join(
+        f"; {whose} more: {', '.join(f'{name} {count}' for name, count in sorted(fact[key].items()))}"
+        for whose, key in (("ours", "only_ours"), ("onnx2tf's", "only_theirs"))
+        if fact[key]
+    )
     times = f"{fact['ours_ms']:9.2f} {fact['onnx2tf_ms']:9.2f}"
-    return f"{fact['model']:28} {fact['kind']:5} {times} {fact['ratio']:6.3f}   {limits}  {verdict}{noise}"
+    return f"{fact['model']:28} {fact['kind']:5} {times} {fact['ratio']:6.3f}   {limits}  {verdict}{noise}{more}"
 
 
 def arguments() -> argparse.Namespace:
