@@ -75,7 +75,7 @@ def convert_topk(emit: Emit) -> None:
     node, x = emit.node, emit.input()
     values, indices = emit.output(0), emit.output(1)
     count = values.shape[-1]
-    smallest = not node.attribute("largest", 1)
+    smallest = node.attribute("largest", 1) != 1
     operand = _mirrored(emit, x) if smallest else x
     found = emit.temporary(values.shape, values, "found", signature=values.signature) if smallest else values
     shape = indices.shape
@@ -96,7 +96,7 @@ def _mirrored(emit: Emit, x: Operand, into: Operand | None = None) -> Operand:
 
 def largest_in_int8(node: Node) -> str | None:
     """The smallest elements are found in float32, int32 and int64."""
-    return None if node.attribute("largest", 1) else "it looks for the smallest elements"
+    return None if node.attribute("largest", 1) == 1 else "it looks for the smallest elements"
 
 
 def known_count(node: Node) -> str | None:
