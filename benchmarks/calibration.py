@@ -17,6 +17,7 @@ import argparse
 import importlib
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a float ONNX model, as 3-simplify/model.onnx")
     parser.add_argument("--data", type=Path, required=True, help="a folder of JPEG images")
     parser.add_argument("--counts", default="50,100,200,400")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts, and their median peak")
     parser.add_argument("--algorithms", default="minmax,moving_average,percentile,entropy,mse")
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -67,9 +68,9 @@ def main() -> None:
 
 
 def best(arguments: argparse.Namespace, method: str, algorithm: str, count: int) -> tuple[float, float]:
-    """Seconds and megabytes, the least of the repeats."""
+    """Seconds, the least of the repeats, and megabytes, their median."""
     runs = [in_child(arguments, f"{method}:{algorithm}:{count}") for _ in range(arguments.repeats)]
-    return min(run["seconds"] for run in runs), min(run["peak_mb"] for run in runs)
+    return min(run["seconds"] for run in runs), statistics.median(run["peak_mb"] for run in runs)
 
 
 def in_child(arguments: argparse.Namespace, what: str) -> dict[str, float]:
