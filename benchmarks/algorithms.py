@@ -7,7 +7,8 @@
 `--model` is the simplified float model of the recipe's run folder. Each row is a process of its own. The accuracy is
 that of the QDQ graph with graph optimisations off (the reference that artifacts are compared with), on the recipe's
 evaluation samples; agreement and SQNR compare its first output with the float model's. Seconds are those from the
-loaded model to the plan, decoding included; the peak is the process's, less what it was before calibration.
+loaded model to the plan, decoding included, by the clock and of processors (which other programs change less); the peak
+is the process's, less what it was before calibration.
 
 `--peer` adds ONNX Runtime's own quantize_static (S8S8, per channel, min-max), simulated alike; as executed on x86
 without VNNI it clips. silu_cifar.py trains a SiLU/HardSwish network to try it on.
@@ -58,7 +59,8 @@ def main() -> None:
         print(json.dumps(measure(Row(**json.loads(arguments.child)), arguments.recipe, arguments.model)))
         return
     print(
-        f"{'algorithm':15} {'refinements':42} {'top-1':>6} {'fp32':>6} {'agree':>6} {'SQNR dB':>7} {'s':>6} {'MB':>5}",
+        f"{'algorithm':15} {'refinements':42} {'top-1':>6} {'fp32':>6} {'agree':>6} {'SQNR dB':>7} {'s':>6} "
+        f"{'CPU s':>6} {'MB':>5}",
         flush=True,
     )
     rows = list(product(arguments.algorithms.split(","), arguments.refine.split(";")))
@@ -67,7 +69,7 @@ def main() -> None:
         seen = in_child(arguments, row)
         print(
             f"{algorithm:15} {refine:42} {seen['top1']:6.2f} {seen['fp32']:6.2f} {seen['agreement']:6.2f} "
-            f"{seen['sqnr']:7.2f} {seen['seconds']:6.2f} {seen['megabytes']:5.0f}",
+            f"{seen['sqnr']:7.2f} {seen['seconds']:6.2f} {seen['cpu_seconds']:6.2f} {seen['megabytes']:5.0f}",
             flush=True,
         )
 
@@ -112,7 +114,7 @@ def measure(row: Row, recipe_path: Path, model: Path) -> dict[str, float]:
     recipe = load_recipe(recipe_path)
     graph, shapes = load_onnx(model), input_shapes(model)
     samples = recipe.calibration_samples(shapes)
-    before, start = peak(), time.perf_counter()
+    before, start, worked = peak(), time.perf_counter(), time.process_time()
     if row.algorithm == PEER:
         content = by_peer(model, samples)
     else:
@@ -126,10 +128,14 @@ def measure(row: Row, recipe_path: Path, model: Path) -> dict[str, float]:
             per_tensor=row.per_tensor,
         )
         content = to_bytes(next(iter(result.models.values())))
-    seconds, megabytes = time.perf_counter() - start, peak() - before
+    cost = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - worked,
+        "megabytes": peak() - before,
+    }
     reference = edgeship.targets.onnxruntime.open_reference(content)
     judged = judge(reference, edgeship.targets.onnxruntime.open_float(to_bytes(graph)), recipe, shapes, row.samples)
-    return {**judged, "seconds": seconds, "megabytes": megabytes}
+    return judged | cost
 
 
 def by_peer(model: Path, samples: Any) -> bytes:

@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a float ONNX model, as 3-simplify/model.onnx")
     parser.add_argument("--data", type=Path, required=True, help="a folder of JPEG images")
     parser.add_argument("--counts", default="50,100,200,400")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts, and their median peak")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="the fastest of so many runs counts, and their median peak"
+    )
     parser.add_argument("--algorithms", default="minmax,moving_average,percentile,entropy,mse")
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
