@@ -207,6 +207,16 @@ def _is_one_vector_exactly(node: Node) -> bool:
     return euclidean(node) is None and node.x.shape[node.axis(-1)] <= EXACT_ROW
 
 
+def fitting_parameters(node: Node) -> str | None:
+    """Scale and bias have the shape of the axes that are normalized, or repeat to it."""
+    for tensor in (t for t in node.inputs[1:] if t is not None):
+        rows = [node.x.shape[axis] for axis in _trailing(node)]
+        sizes = [1] * (len(rows) - tensor.rank) + list(tensor.shape)
+        if len(sizes) > len(rows) or any(size not in (1, row) for size, row in zip(sizes, rows, strict=True)):
+            return f"its {tensor.name} has shape {list(tensor.shape)}; accepted: what repeats to {rows}"
+    return None
+
+
 def convert_layer_normalization(emit: Emit) -> None:
     """Writes a LayerNormalization; Mean and InvStdDev too where they are read."""
     node, (x, y, places) = emit.node, _normalized(emit)
@@ -342,11 +352,12 @@ def _batch_layout(node: Node) -> LayoutRule:
 
 
 _REAL = (of_types("float32"),)
+_ROWS = (*_REAL, fitting_parameters)
 
 OPS = (
     Op("BatchNormalization", convert_batch_normalization, ByNode(_batch_layout), None, _REAL, fuses=True),
-    Op("LayerNormalization", convert_layer_normalization, _NORMS, None, _REAL, reads_integers=_is_summed_exactly),
-    Op("RMSNormalization", convert_rms_normalization, _NORMS, None, _REAL),
+    Op("LayerNormalization", convert_layer_normalization, _NORMS, None, _ROWS, reads_integers=_is_summed_exactly),
+    Op("RMSNormalization", convert_rms_normalization, _NORMS, None, _ROWS),
     Op("InstanceNormalization", convert_instance_normalization, _CHANNELS, None, _REAL),
     Op("GroupNormalization", convert_group_normalization, ByNode(_group_layout), None, _REAL, since=21),
     Op(

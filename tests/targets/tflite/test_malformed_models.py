@@ -60,6 +60,13 @@ def test_a_declared_shape_that_is_not_what_follows_is_refused(model_of: Any) -> 
     assert "[1, 5]" in str(finding)
 
 
+def test_a_bias_that_is_empty_is_refused(model_of: Any) -> None:
+    node = helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["y"], name="rows")
+    constants = {"scale": np.ones(4, np.float32), "bias": np.zeros(0, np.float32)}
+    (finding,) = TARGET.check(ir.from_proto(model_of([node], {"x": (2, 4)}, ["y"], constants)))
+    assert finding.where == "LayerNormalization 'rows'"
+
+
 # The fuzzer -----------------------------------------------------------------------------------------------------------
 
 
