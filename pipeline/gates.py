@@ -65,7 +65,7 @@ class Gate:
     def __str__(self) -> str:
         relation = "at least" if self.name in LOWER_LIMITS else "at most"
         why = f": it needs {_NEEDS[self.name]}" if self.name in _NEEDS else ""
-        seen = f"not measurable{why}" if self.measured is None else f"{self.measured:g}"
+        seen = f"not measurable{why}" if self.measured is None else figure(self.measured, self.limit)
         return f"{self.target}: {self.name} is {seen}, accepted: {relation} {self.limit:g}"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +75,12 @@ class Gate:
             values["measured"] = None
         del values["target"]
         return values
+
+
+def figure(value: float, limit: float) -> str:
+    """The value in four digits, or in as many as tell it from a limit that it is not."""
+    every = (f"{value:.{digits}g}" for digits in range(4, 17))
+    return next((text for text in every if value == limit or float(text) != limit), repr(value))
 
 
 def judge_gates(recipe: Recipe, target: str, measured: Mapping[str, Mapping[str, Any]]) -> list[Gate]:

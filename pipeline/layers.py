@@ -82,10 +82,10 @@ class OnnxLayers:
 
     def __init__(self, path: Path, *, optimise: bool) -> None:
         """Loads `path`. Raises InputError for a file that is no model."""
-        from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
+        from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.targets.onnxruntime import OnnxSession
 
-        model = load_onnx(path)
+        model = _load(path)
         boundaries = _boundaries(model)
         values = _float_values(model)
         self.operators = {name: b.operator for name, b in boundaries.items()} or _operators(values)
@@ -107,10 +107,10 @@ class OnnxLayers:
 
         Its outputs are the tensors in `ranks`, which says how many axes each has: the file need not tell.
         """
-        from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
+        from edgeship.calibration.graph.onnx_file import to_bytes
         from edgeship.targets.onnxruntime import open_reference
 
-        model = load_onnx(self._path)
+        model = _load(self._path)
         boundaries = _boundaries(model)
         if not boundaries:
             return None
@@ -120,6 +120,15 @@ class OnnxLayers:
         model.graph.outputs[:] = [values[name] for name in ranks]
         _drop_idle_inputs(model)
         return open_reference(to_bytes(model))
+
+
+def _load(path: Path) -> ir.Model:
+    """The model in the file; with operators that take scales themselves as QDQ, whose layers give real numbers."""
+    from edgeship.calibration.graph.onnx_file import load_onnx
+    from edgeship.calibration.readback import QOPERATORS, read_back
+
+    model = load_onnx(path)
+    return read_back(model) if any(node.op_type in QOPERATORS for node in model.graph) else model
 
 
 @dataclass(frozen=True)

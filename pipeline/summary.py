@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.pipeline.compress_summary import compress_rows
-from edgeship.pipeline.gates import worst_sqnr
+from edgeship.pipeline.gates import figure, worst_sqnr
 from edgeship.pipeline.mixed_summary import mixed_rows
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def latency(facts: Mapping[str, Any] | None) -> str:
 
 def share(facts: Mapping[str, Any]) -> str:
     """The share of multiply-accumulates that integer kernels execute."""
-    return "" if "int8_share" not in facts else f"{100 * facts['int8_share']:.4g} % of MACs, as executed"
+    return "" if "int8_share" not in facts else f"{figure(100 * facts['int8_share'], 100)} % of MACs, as executed"
 
 
 def gates(values: Sequence[Mapping[str, Any]]) -> str:
@@ -240,7 +240,7 @@ def gates(values: Sequence[Mapping[str, Any]]) -> str:
     for gate in sorted(values, key=lambda gate: bool(gate["met"])):
         mark = "[green]met[/]" if gate["met"] else "[red]NOT MET[/]"
         nothing = "no difference" if gate["met"] else "not measurable"
-        seen = nothing if gate["measured"] is None else f"{gate['measured']:.4g}"
+        seen = nothing if gate["measured"] is None else figure(gate["measured"], gate["limit"])
         lines.append(f"{mark} {gate['name']}: {seen} (limit {gate['limit']:g})")
     return "\n".join(lines)
 

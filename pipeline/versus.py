@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compare import Comparison
-from edgeship.pipeline.gates import ROUNDING, worst_sqnr
+from edgeship.pipeline.gates import ROUNDING, figure, worst_sqnr
 from edgeship.pipeline.scoring import Score, class_scores, drop_of
 from edgeship.pipeline.source_files import model_bytes
 
@@ -71,7 +71,7 @@ def limit_text(each: Mapping[str, Any]) -> str:
     """One judged limit in words."""
     relation = "at least" if each["name"].startswith("min_") else "at most"
     nothing = "no difference" if each["met"] else "cannot be told"
-    seen = nothing if each["measured"] is None else f"{each['measured']:.4g}"
+    seen = nothing if each["measured"] is None else figure(each["measured"], each["limit"])
     return f"{each['name'].replace('_', '-')} is {seen}, accepted: {relation} {each['limit']:g}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeship.pipeline.gates import Gate, judge_gates
+from edgeship.pipeline.gates import Gate, figure, judge_gates
 from edgeship.pipeline.recipe import Recipe, load_recipe
 from edgeship.pipeline.recipe_sections import GATES
 
@@ -121,3 +121,13 @@ def test_outputs_without_a_ratio_are_good_only_where_nothing_differs(make: Make,
     gate = judged(make(accuracy__min_sqnr=30.0), measured)["accuracy.min_sqnr"]
     assert gate.met is met
     assert gate.to_json()["measured"] is None  # JSON has no infinity
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [(0.999984, 1, "0.99998"), (1.0, 1, "1"), (0.123456, 1, "0.1235"), (2.00004, 2, "2.00004"), (1e-9, 1e-9, "1e-09")],
+)
+def test_a_value_is_written_so_that_it_differs_from_a_limit_that_it_is_not(
+    value: float, limit: float, text: str
+) -> None:
+    assert figure(value, limit) == text

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime.quantization as ortq
 import pytest
 from normalized import normalized
+from random_calibration import RandomImages
 
 from edgeship.calibration.errors import InputError
-from edgeship.calibration.graph.onnx_file import to_bytes
+from edgeship.calibration.graph.onnx_file import load_onnx, to_bytes
 from edgeship.calibration.quantize import quantize_model
 from edgeship.calibration.samples.data import Sample
 from edgeship.calibration.types import strictest
@@ -50,6 +52,21 @@ def test_every_int8_layer_of_an_artifact_is_found_and_within_a_step_by_itself(
         assert layer.own.max_steps <= 1
         assert layer.own.max_steps <= layer.difference.max_steps or layer.difference.max_steps <= 2
     assert "no layer is off by more than 2 steps by itself" in describe(found)
+
+
+def test_layers_of_operators_that_take_scales_themselves_are_compared_as_real_numbers(
+    tiny_model: ir.Model, tiny_images: np.ndarray, tmp_path: Path
+) -> None:
+    given, integers, artifact = (tmp_path / name for name in ("float.onnx", "qoperator.onnx", "model.tflite"))
+    given.write_bytes(to_bytes(tiny_model))
+    form = ortq.QuantFormat.QOperator
+    ortq.quantize_static(
+        given, integers, RandomImages(tiny_images[:1].shape, "image"), quant_format=form, per_channel=True
+    )
+    artifact.write_bytes(load("tflite").convert(load_onnx(integers), ConvertOptions()))
+    found = _compared(integers, artifact, tiny_images[8:12])
+    assert {"Conv", "Gemm"} <= {layer.operator for layer in found}
+    assert all(layer.own is not None and layer.own.max_steps <= 2 for layer in found)
 
 
 def test_a_normalization_computed_from_integers_is_one_layer_that_is_fed_as_the_others_are(tmp_path: Path) -> None:

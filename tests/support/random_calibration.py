@@ -12,12 +12,12 @@ Array = np.ndarray[Any, Any]
 
 
 class RandomImages(ortq.CalibrationDataReader):
-    """Eight random images of a shape, for the input `x`; the same ones each time."""
+    """Eight random images of a shape, for the input `name`; the same ones each time."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], name: str = "x") -> None:
         rng = np.random.default_rng(1)
         self._samples: Iterator[dict[str, Array]] = iter(
-            [{"x": rng.normal(size=shape).astype(np.float32)} for _ in range(8)]
+            [{name: rng.normal(size=shape).astype(np.float32)} for _ in range(8)]
         )
 
     def get_next(self) -> dict[str, Array] | None:
