@@ -42,7 +42,7 @@ def test_the_table_is_what_the_runtime_computes(
     attributes = {"alpha": float(rng.choice([0.01, 0.1, 0.3]))} if op == "LeakyRelu" else {}
     model = model_of([helper.make_node(op, ["x"], ["y"], **attributes)], {"x": (1, 1, 16, 16)}, ["y"])
     ranges = {"x": (float(x.scale), int(x.zero_point)), "y": (float(y.scale), int(y.zero_point))}
-    session = TFLiteSession(convert(quantize(model, ranges)))
+    session = TFLiteSession(convert(quantize(model, ranges), integer_only=True))
     seen = session.run({"x": x.dequantize(EVERY).reshape(1, 1, 16, 16)})["y"].reshape(-1)
     table = hard_swish_table(x, y) if op == "HardSwish" else leaky_relu_table(x, y, attributes["alpha"])
     np.testing.assert_array_equal(y.quantize(seen), table)
