@@ -16,6 +16,7 @@ from edgeship.calibration.writing.qdq import WEIGHTS_KEY
 from edgeship.targets.base import Availability, ConvertOptions, IntegerShare, OperatorTime
 from edgeship.targets.onnxruntime.border import change_border, check_border
 from edgeship.targets.onnxruntime.dynamic import make_dynamic, simulated
+from edgeship.targets.onnxruntime.float_layers import keep_float
 from edgeship.targets.onnxruntime.operators import without_kernel
 from edgeship.targets.onnxruntime.rules import RULES
 from edgeship.targets.onnxruntime.session import OnnxSession, session_options, start
@@ -109,6 +110,7 @@ def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
     model = _read_back(model).clone()
     make_unsigned(model, weights=model.metadata_props.get(WEIGHTS_KEY) == "unsigned")
     make_dynamic(model)
+    keep_float(model)
     change_border(model, options)
     model.metadata_props.update(options.metadata)
     ordered = sorted(model.metadata_props.items())
