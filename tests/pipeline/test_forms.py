@@ -174,7 +174,7 @@ def test_forms_are_held_to_every_gate_on_accuracy_with_the_figures_of_the_report
     tight = gates.replace("3.0", str(found["accuracy.min_sqnr"] + 1000))
     missed = run("deploy", recipe, "--out", tmp_path / "run", "--set", f"gates={tight}")
     assert missed.exit_code == 1
-    assert f"accuracy.min_sqnr is {found['accuracy.min_sqnr']:g}" in missed.output
+    assert f"accuracy.min_sqnr is {found['accuracy.min_sqnr']:.4g}" in missed.output
 
 
 def test_the_real_clock_decides_too(recipe: Path, tmp_path: Path) -> None:
