@@ -3,9 +3,9 @@
 Where a Conv, ConvTranspose or Gemm with float weights stands between a DequantizeLinear and a QuantizeLinear, on its
 own or with a Relu or Clip behind it, ONNX Runtime rounds the weights to int8 with one scale per tensor on loading
 (its pass WeightBiasQuantization, at every level of optimization) and computes in float all the same. That costs the
-very accuracy that the layer is float for: one of MobileNetV1's was off by 25 steps. The pass has no switch in the
-model. It passes over a layer whose result goes through another operator first, and the larger of the result and the
-lowest number there is, is the result.
+very accuracy that the layer is float for: one of MobileNetV1's was off by 25 steps. A MatMul with a constant term
+counts as the Gemm that it becomes. The pass has no switch in the model. It passes over a layer whose result goes
+through another operator first, and the larger of the result and the lowest number there is, is the result.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.calibration.graph.operators import constant_array, value_name
+from edgeship.calibration.graph.operators import activation_inputs, constant_array, value_name
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm")
-ACTIVATIONS = ("Relu", "Clip")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PASSED = ("Relu", "Clip", "Add", "Mul", "BatchNormalization")
+"""What may stand between a layer and QuantizeLinear; with a constant, ONNX Runtime first writes it into the layer."""
 LOWEST = "lowest_float32"
 
 
@@ -42,12 +43,19 @@ def _would_be_rounded(node: ir.Node) -> bool:
     data, weights = node.inputs[0], node.inputs[1]
     source = data.producer() if data is not None else None
     constant = weights is not None and weights.dtype == ir.DataType.FLOAT and constant_array(weights) is not None
-    return constant and source is not None and source.op_type == "DequantizeLinear" and _is_rounded(node)
+    if not constant or source is None or source.op_type != "DequantizeLinear":
+        return False
+    return _is_rounded(node, needs_term=node.op_type == "MatMul")  # with a term it becomes a Gemm
 
 
-def _is_rounded(node: ir.Node) -> bool:
-    """Whether what the node makes goes to QuantizeLinear, through activations or not."""
-    for reader, _ in node.outputs[0].uses():
-        if reader.op_type == "QuantizeLinear" or (reader.op_type in ACTIVATIONS and _is_rounded(reader)):
-            return True
-    return False
+def _is_rounded(node: ir.Node, *, needs_term: bool) -> bool:
+    """Whether what the node makes goes to QuantizeLinear, through what is written into the layer or not."""
+    readers = [reader for reader, _ in node.outputs[0].uses()]
+    if not needs_term and any(reader.op_type == "QuantizeLinear" for reader in readers):
+        return True
+    return any(
+        reader.op_type in PASSED
+        and len(activation_inputs(reader)) == 1
+        and _is_rounded(reader, needs_term=needs_term and reader.op_type != "Add")
+        for reader in readers
+    )

@@ -23,15 +23,20 @@ LAYERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "pointwise": ("Conv", (8, 8, 1, 1), {}),
     "transposed": ("ConvTranspose", (8, 8, 1, 1), {}),
     "matrix": ("Gemm", (8, 8), {"transB": 1}),
+    "product": ("MatMul", (8, 8), {}),
 }
+
+
+def shape_of(layer: str) -> tuple[int, ...]:
+    return (2, 8) if layer in ("matrix", "product") else (1, 8, 6, 6)
 
 
 def model(layer: str, activations: list[str]) -> ir.Model:
     operator, shape, attributes = LAYERS[layer]
     weights = RNG.normal(size=shape).astype(np.float32)
-    channel = 1 if operator == "ConvTranspose" else 0
+    channel = 1 if operator in ("ConvTranspose", "MatMul") else 0
     weights *= SPREAD.reshape([-1 if axis == channel else 1 for axis in range(len(shape))])
-    data = (2, 8) if operator == "Gemm" else (1, 8, 6, 6)
+    data = shape_of(layer)
     constants = {
         "w": weights, "b": SPREAD, "low": np.float32(0), "high": np.float32(6), "zero": np.int8(-128),
         "x_scale": np.float32(0.02), "y_scale": np.float32(6 / 255),
@@ -39,7 +44,11 @@ def model(layer: str, activations: list[str]) -> ir.Model:
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "x_scale", "zero"], ["x_q"]),
         helper.make_node("DequantizeLinear", ["x_q", "x_scale", "zero"], ["x_d"]),
-        helper.make_node(operator, ["x_d", "w", "b"], ["v0"], **attributes),
+        *(
+            [helper.make_node("MatMul", ["x_d", "w"], ["v"]), helper.make_node("Add", ["v", "b"], ["v0"])]
+            if operator == "MatMul"
+            else [helper.make_node(operator, ["x_d", "w", "b"], ["v0"], **attributes)]
+        ),
     ]
     for place, activation in enumerate(activations):
         bounds = ["low", "high"] if activation == "Clip" else []
@@ -63,12 +72,25 @@ def model(layer: str, activations: list[str]) -> ir.Model:
 def test_a_float_layer_between_integers_keeps_its_weights(layer: str, activations: list[str], tmp_path: Path) -> None:
     source, path = model(layer, activations), tmp_path / "model.onnx"
     path.write_bytes(TARGET.convert(source, ConvertOptions()))
-    shape = (2, 8) if layer == "matrix" else (1, 8, 6, 6)
-    feeds = {"x": RNG.uniform(0, 5, shape).astype(np.float32)}
+    feeds = {"x": RNG.uniform(0, 5, shape_of(layer)).astype(np.float32)}
     expected = open_reference(ir.serde.serialize_model(source).SerializeToString()).run(feeds)["y"]
     steps = np.abs(TARGET.open(path).run(feeds)["y"] - expected) / (6 / 255)
     assert steps.max() < 1.001
     assert np.mean(steps > 0.5) < 0.02
+
+
+def test_what_onnxruntime_writes_into_a_layer_does_not_round_it_either(tmp_path: Path) -> None:
+    source, path = model("pointwise", ["Relu"]), tmp_path / "model.onnx"
+    (conv,) = (node for node in source.graph if node.op_type == "Conv")
+    term = ir.Value(name="term", const_value=ir.tensor(np.full((1, 8, 1, 1), 0.5, np.float32), name="term"))
+    source.graph.register_initializer(term)
+    relu = next(iter(conv.outputs[0].uses()))[0]
+    relu.prepend(more := ir.node("Add", [conv.outputs[0], term]))
+    relu.replace_input_with(0, more.outputs[0])
+    path.write_bytes(TARGET.convert(source, ConvertOptions()))
+    feeds = {"x": RNG.uniform(0, 5, shape_of("pointwise")).astype(np.float32)}
+    expected = open_reference(ir.serde.serialize_model(source).SerializeToString()).run(feeds)["y"]
+    assert np.abs(TARGET.open(path).run(feeds)["y"] - expected).max() < 1.001 * 6 / 255
 
 
 def test_a_float_layer_that_nothing_quantizes_is_left_as_it_is() -> None:
