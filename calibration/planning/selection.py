@@ -206,7 +206,7 @@ def _release_divisors(nodes: list[ir.Node], reasons: dict[ir.Node, str], rules: 
         place = _DIVISORS.get(node.op_type)
         divisor = None if place is None or node not in reasons else node.inputs[place]
         for maker in [] if divisor is None else _makers_of_small_numbers(divisor, rules):
-            reasons.setdefault(maker, f"{node_key(node)} ({node.op_type}) is float, and divides by what comes of it")
+            reasons.setdefault(maker, f"{node_key(node)} ({node.op_type}) is float, and small numbers matter to it")
 
 
 def _makers_of_small_numbers(value: ir.Value, rules: QuantRules) -> Iterable[ir.Node]:

@@ -70,7 +70,7 @@ class OnnxRuntime:
 
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata."""
-        findings = [*without_kernel(model), *check_border(model.graph, options)]
+        findings = [*without_kernel(model), *check_border(model.graph, options), *_unknown(options)]
         if not findings:
             content = _converted(model, options)
             findings = _refused(content)
@@ -118,6 +118,12 @@ def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
     model.metadata_props.update(ordered)
     model.producer_name, model.producer_version = "edgeship", ""
     return to_bytes(model)
+
+
+def _unknown(options: ConvertOptions) -> list[Finding]:
+    if not options.integer_only:
+        return []
+    return [Finding("integer_only", "ONNX Runtime chooses its kernels by itself", "true", "false, or left out")]
 
 
 def _refused(content: bytes) -> list[Finding]:

@@ -43,11 +43,12 @@ class Signature:
 class Builder:
     """Collects tensors and operators, and packs them.
 
-    `halves`: float32 constants whose values float16 has too are stored in it, and dequantized.
+    `halves`: float32 constants whose values float16 has too are stored in it, and dequantized. `integer_only`: what is
+    written into it, subgraphs too, is in integer kernels wherever there are such.
     """
 
-    def __init__(self, *, halves: bool = False) -> None:
-        self._halves = halves
+    def __init__(self, *, halves: bool = False, integer_only: bool = False) -> None:
+        self._halves, self.integer_only = halves, integer_only
         self._schema = _schema()
         self._buffers: dict[bytes, int] = {b"": 0}
         self._digests = [b""]
@@ -61,7 +62,7 @@ class Builder:
 
     def nested(self, name: str) -> tuple[Builder, int]:
         """Another subgraph of the same file: what writes it, and its index."""
-        other = Builder(halves=self._halves)
+        other = Builder(halves=self._halves, integer_only=self.integer_only)
         other._buffers, other._digests, other._contents = self._buffers, self._digests, self._contents
         other._codes, other._nested = self._codes, self._nested
         self._nested.append((name, other))

@@ -193,10 +193,10 @@ class Conversion:
         if self.findings:
             return
         _fuse(self.graph)
-        settle(self.graph, op_of, integer_only=bool(options.integer_only))
+        self.builder = Builder(halves=self.graph.has_halves, integer_only=bool(options.integer_only))
+        settle(self.graph, op_of, integer_only=self.builder.integer_only)
         _set_io(self.graph, options.io_dtype)
         self.plan = decide(self.graph, _rule_of, options.io_layout)
-        self.builder = Builder(halves=self.graph.has_halves)
         sizes = [(self.graph.inputs[each.input], each) for each in self.graph.dimensions]
         self.writer = Writer(self.builder, self.plan, sizes)
         self.inputs = [
@@ -277,7 +277,7 @@ def write_nested(builder: Builder, name: str, graph: Graph) -> int:
     Raises Unsupported for a node that cannot be expressed.
     """
     _fuse(graph)
-    settle(graph, op_of)
+    settle(graph, op_of, integer_only=builder.integer_only)
     plan = decide(graph, _rule_of, "nchw")
     nested, index = builder.nested(name)
     writer = Writer(nested, plan)

@@ -14,7 +14,7 @@ import numpy as np
 from edgeship.calibration.types import Array, Finding, QuantParams
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64))
-WIDE_BITS = 16
+BITS, WIDE_BITS = 8, 16
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 

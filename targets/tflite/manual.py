@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgeship.calibration.readback import QOPERATORS
-from edgeship.targets.tflite.op import Int8, Limit, Op, always
+from edgeship.targets.tflite.op import Int8, Limit, Op
 from edgeship.targets.tflite.ops import EXPANSIONS, REGISTRY
 from edgeship.targets.tflite.ops.loop import UPDATE
 
@@ -82,7 +82,7 @@ def _absent() -> str:
 def _int8(rule: Int8 | None) -> str:
     if rule is None:
         return "-"
-    real = ", in reals" if rule.real_is_faster is always else ""
+    real = ", in reals" if rule.real_is_faster is True else ""
     if rule.fixed_output:
         return f"{rule.fixed_output.scale:.6g}, zero point {rule.fixed_output.zero_point}{real}"
     return f"{'same scale' if rule.shares_scale else 'yes'}{real}"

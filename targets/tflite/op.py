@@ -53,7 +53,11 @@ class Int8:
     wide: Int16 | None = None
     misses: Callable[[Node, QuantParams, QuantParams], int] | None = None
     rescales: Callable[[Node], bool] | None = None
-    real_is_faster: Callable[[Node], bool] = lambda _node: False
+    real_is_faster: bool | Callable[[Node], bool] = False
+
+    def is_slow(self, node: Node) -> bool:
+        """Whether the node takes a fraction of the time in real numbers."""
+        return self.real_is_faster if isinstance(self.real_is_faster, bool) else self.real_is_faster(node)
 
     def ties(self, node: Node) -> bool:
         """Whether the node's kernel needs one scale for in and out."""
@@ -105,11 +109,6 @@ class Op:
 
 def _first(limits: tuple[Limit, ...], node: Node) -> str | None:
     return next((reason for limit in limits if (reason := limit(node))), None)
-
-
-def always(_node: Node) -> bool:
-    """True of every node."""
-    return True
 
 
 MOVES = Int8(shares_scale=True, moves=True, wide=Int16())

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgeship.calibration.types import Finding, QuantParams, TensorSpec
-from edgeship.targets.tflite.graph import DEQUANTIZE, QUANTIZE, WIDE_BITS, Graph, Node, Tensor, constant
+from edgeship.targets.tflite.graph import BITS, DEQUANTIZE, QUANTIZE, WIDE_BITS, Graph, Node, Tensor, constant
 from edgeship.targets.tflite.hybrid import LAYERS, runs_hybrid
 from edgeship.targets.tflite.op import Int8, Op
 
 OpOf = Callable[[Node], Op | None]
-ACTIVATION_BITS = 8
 SIXTEEN = TensorSpec(bits=WIDE_BITS)
 
 
@@ -55,13 +54,13 @@ def runs_in_integers(node: Node, op: Op) -> bool:
     reals += [(-1, t) for t in node.outputs if t.is_float]
     if not reals or any(tensor.quant is None for _, tensor in reals):
         return False
-    if _widths(reals) == {ACTIVATION_BITS}:
+    if _widths(reals) == {BITS}:
         return op.int8_refusal(node) is None
     if rule.wide is None or op.int16_refusal(node) is not None:
         return False
     weights = [(i, t) for i, t in reals if i in rule.wide.weights and t.is_constant]
     others = [pair for pair in reals if pair not in weights]
-    return _widths(others) == {WIDE_BITS} and _widths(weights) <= {ACTIVATION_BITS}
+    return _widths(others) == {WIDE_BITS} and _widths(weights) <= {BITS}
 
 
 def _takes_integers(node: Node, op: Op | None) -> bool:
@@ -70,11 +69,11 @@ def _takes_integers(node: Node, op: Op | None) -> bool:
     """
     if op is None or op.reads_integers is None or not op.reads_integers(node):
         return False
-    return not node.x.is_constant and node.x.quant is not None and node.x.quant.spec.bits == ACTIVATION_BITS
+    return not node.x.is_constant and node.x.quant is not None and node.x.quant.spec.bits == BITS
 
 
 def _is_slow(node: Node, rule: Int8) -> bool:
-    return _widths([(0, t) for t in node.outputs]) == {ACTIVATION_BITS} and rule.real_is_faster(node)
+    return _widths([(0, t) for t in node.outputs]) == {BITS} and rule.is_slow(node)
 
 
 def _is_computed_with(readers: Sequence[Node]) -> bool:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.types import OperatorRule, QuantParams, QuantRules
 from edgeship.targets.tflite.graph import Unsupported
-from edgeship.targets.tflite.op import Op, always
+from edgeship.targets.tflite.op import Op
 from edgeship.targets.tflite.ops import REGISTRY
 from edgeship.targets.tflite.single import single
 
@@ -46,5 +46,5 @@ def rule(op: Op) -> OperatorRule:
         int8.symmetric,
         misses if of_kernel else None,
         rescales,
-        real=int8.real_is_faster is always,
+        real=int8.real_is_faster is True,
     )

@@ -17,7 +17,7 @@ from edgeship.calibration.types import FixedOutput
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.fusion import activation_of
-from edgeship.targets.tflite.graph import Node
+from edgeship.targets.tflite.graph import BITS, Node
 from edgeship.targets.tflite.kernel_tables import (
     elu,
     gelu,
@@ -28,14 +28,13 @@ from edgeship.targets.tflite.kernel_tables import (
     tanh,
 )
 from edgeship.targets.tflite.layout_rules import POINTWISE
-from edgeship.targets.tflite.op import Int8, Int16, Op, always
+from edgeship.targets.tflite.op import Int8, Int16, Op
 from edgeship.targets.tflite.ops.broadcast import apply
 from edgeship.targets.tflite.ops.elementwise import COMPARED, binary
 from edgeship.targets.tflite.ops.unary import REAL, SIGNED, unary
 
 UNIT = FixedOutput(1 / 256, -128)
 SIGNED_UNIT = FixedOutput(1 / 128, 0)
-BITS = 8
 WIDE_UNIT = FixedOutput(1 / 32768, 0)
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 SATURATED = 20.0
@@ -228,7 +227,7 @@ _CLIP = Int8(shares_scale=True, real_inputs=frozenset({1, 2}), limits=(known_bou
 _SIGMOID = Int8(fixed_output=UNIT, wide=Int16(WIDE_UNIT), misses=table_misses(sigmoid))
 _TANH = Int8(fixed_output=SIGNED_UNIT, wide=Int16(WIDE_UNIT), misses=table_misses(tanh))
 _RELU = Int8(wide=Int16(), real_is_faster=lambda node: not keeps_integers(node))
-_HARD_SWISH = Int8(limits=(hard_swish_scales,), misses=hard_swish_misses, real_is_faster=always)
+_HARD_SWISH = Int8(limits=(hard_swish_scales,), misses=hard_swish_misses, real_is_faster=True)
 _NUMBERS = (of_types(*COMPARED),)
 
 OPS = (

@@ -14,7 +14,7 @@ from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.graph import Node
 from edgeship.targets.tflite.layout_rules import NATURAL, ByNode, LastAxis
-from edgeship.targets.tflite.op import Int8, Int16, Op, always
+from edgeship.targets.tflite.op import Int8, Int16, Op
 
 PROBABILITY = FixedOutput(1 / 256, -128)
 WIDE_UNIT = FixedOutput(1 / 32768, 0)
@@ -73,7 +73,7 @@ def _coerces(node: Node) -> bool:
 _LAST = LastAxis(_axis, torn=True)
 _LAYOUT = ByNode(lambda node: NATURAL if _coerces(node) else _LAST)
 _REAL = (of_types("float32"),)
-_SOFTMAX = Int8(fixed_output=PROBABILITY, wide=Int16(WIDE_UNIT), real_is_faster=always)
+_SOFTMAX = Int8(fixed_output=PROBABILITY, wide=Int16(WIDE_UNIT), real_is_faster=True)
 
 OPS = (
     Op("Softmax", along_axis(_softmax), _LAYOUT, _SOFTMAX, _REAL),

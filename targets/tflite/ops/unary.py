@@ -18,7 +18,7 @@ from math import sqrt
 from edgeship.targets.tflite.dtypes import of_types
 from edgeship.targets.tflite.emit import Emit, Operand
 from edgeship.targets.tflite.layout_rules import POINTWISE
-from edgeship.targets.tflite.op import Int8, Int16, Limit, Op, always
+from edgeship.targets.tflite.op import Int8, Int16, Limit, Op
 from edgeship.targets.tflite.ops.broadcast import Term, apply
 from edgeship.targets.tflite.ops.elementwise import sign, size
 
@@ -146,7 +146,7 @@ _FORMULAS: Mapping[str, Formula] = {
 
 OPS = (
     Op("Exp", unary("EXP"), POINTWISE, Int8(), REAL),
-    Op("Abs", convert_abs, POINTWISE, Int8(wide=Int16(), real_is_faster=always), SIGNED),
+    Op("Abs", convert_abs, POINTWISE, Int8(wide=Int16(), real_is_faster=True), SIGNED),
     Op("Log", unary("LOG"), POINTWISE, Int8(), REAL),
     Op("Neg", unary("NEG"), POINTWISE, None, SIGNED),
     Op("Sign", convert_sign, POINTWISE, None, SIGNED, since=9),

@@ -133,7 +133,7 @@ def test_what_a_float_operator_divides_by_stays_float(build: Build, rules: Quant
         epsilon=np.array(1e-6),
     )
     assert _names(model, rules) == ["Conv_a", "Relu_r", "Conv_y"]
-    assert _reasons(model, rules)["Add_positive"] == "Div_share (Div) is float, and divides by what comes of it"
+    assert _reasons(model, rules)["Add_positive"] == "Div_share (Div) is float, and small numbers matter to it"
     assert not _reasons(
         build(
             "(float[1,4,4,4] x) => (float[1,2,4,4] y) { a = Conv(x, s) b = Sigmoid(a) e = Add(b, c) y = Conv(e, w) }",
