@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeship.calibration.errors import UnsupportedError
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET
 from edgeship.targets.onnxruntime.session import open_reference
@@ -99,3 +100,8 @@ def test_a_float_layer_that_nothing_quantizes_is_left_as_it_is() -> None:
     source.graph.outputs[0] = conv.outputs[0]
     converted = onnx.load_from_string(TARGET.convert(source, ConvertOptions()))
     assert not [node for node in converted.graph.node if node.op_type == "Max"]
+
+
+def test_integer_only_is_no_wish_that_onnxruntime_can_be_told() -> None:
+    with pytest.raises(UnsupportedError, match=r"integer_only: ONNX Runtime chooses its kernels by itself.*left out"):
+        TARGET.convert(model("pointwise", []), ConvertOptions(integer_only=True))

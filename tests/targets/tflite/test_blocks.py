@@ -374,6 +374,23 @@ def test_blocks_cost_no_transpose_that_they_do_not_compute(  # noqa: PLR0917 - a
         np.testing.assert_allclose(seen[name], values, rtol=1e-3, atol=1e-4)
 
 
+def test_a_group_normalization_of_a_dynamic_batch_is_one_too(
+    model_of: Callable[..., onnx.ModelProto],
+    convert: Callable[..., Path],
+    operators: Callable[[Path], Counter[str]],
+    reference: Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]],
+) -> None:
+    nodes, _, outputs, constants = group_norm(3, affine=True)
+    sizes = {"rows": np.array([0, 3, -1]), "picture": np.array([-1, 6, 5, 4])}
+    model = model_of(nodes, {"x": ("n", 4, 5, 4)}, outputs, constants | sizes)
+    path = convert(model)
+    assert operators(path)["TRANSPOSE"] == 0
+    for batch in (1, 3):
+        feeds = {"x": RNG.normal(size=(batch, 4, 5, 4)).astype(np.float32)}
+        seen = TFLiteSession(path).run(feeds)["y"]
+        np.testing.assert_allclose(seen, reference(model, feeds)["y"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_layers_whose_axes_lie_torn_are_read_as_the_model_has_them(
     batch: int,
