@@ -179,10 +179,20 @@ def form_rows(report: Mapping[str, Any]) -> list[str]:
 
 
 def size_change(facts: Mapping[str, Any]) -> str:
-    """fp32 -> int8 bytes and their ratio."""
+    """Bytes of the fp32 artifact and of this one, and their ratio."""
     before, after = facts["fp32_bytes"], facts["bytes"]
-    change = f"{before / after:.1f}x smaller" if before >= after else f"{after / before:.1f}x larger"
-    return f"{size(before)} -> {size(after)}  ({change})"
+    return f"{size(before)} -> {size(after)}  ({times_smaller(before, after)})"
+
+
+SAME_SIZE = "as large"
+
+
+def times_smaller(before: float, after: float, times: str = "x") -> str:
+    """How many times smaller or larger a file became; SAME_SIZE below a twentieth."""
+    ratio = max(before, after) / min(before, after)
+    if ratio < 1.05:
+        return SAME_SIZE
+    return f"{ratio:.1f}{times} {'smaller' if after < before else 'larger'}"
 
 
 def accuracy(facts: Mapping[str, Any] | None, reference: Mapping[str, Any]) -> str:
@@ -270,7 +280,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
                 f"{name}: the form was chosen by times that scatter by more than a tenth; on a quiet machine and into "
                 "another run folder it is measured again"
             )
-        lines += _slower(name, facts.get("latency", {}))
+        if report.get("quantization", {}).get("mode") != "none":
+            lines += _slower(name, facts.get("latency", {}))
         if facts.get("latency", {}).get("noisy"):
             lines.append(f"{name}: the times scatter by more than a tenth; measure again on a quiet machine")
     return lines

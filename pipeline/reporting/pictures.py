@@ -43,6 +43,10 @@ HEADINGS: Mapping[Judge, str] = {
 }
 
 
+NAMES = {"static": "int8", "dynamic": "dynamic int8", "int16": "int16", "float16": "fp16", "none": "artifact"}
+"""What the artifacts of each `quantize.mode` are called."""
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """One variant in numbers, and whether no other beats it in latency and in size."""
@@ -74,10 +78,16 @@ class _Kind:
     latency: float | None
     quality: float | None
     interval: tuple[float, float] | None
+    mode: str
 
     @property
     def name(self) -> str:
-        return f"{self.target} {'fp32' if self.is_float else 'int8'}"
+        return f"{self.target} {'fp32' if self.is_float else self.mode}"
+
+
+def _mode(run: Run) -> str:
+    """What artifacts that are not the float model are called."""
+    return NAMES.get(run.report.text("quantization", "mode") or "", "int8")
 
 
 def judged_by(run: Run) -> Judge:
@@ -113,6 +123,7 @@ def _kinds(run: Run) -> Iterator[_Kind]:
             facts.number("latency", "median_ms"),
             _quality(accuracy, judge),
             accuracy.pair("interval") if labelled else None,
+            _mode(run),
         )
         if facts.number("fp32_bytes") is not None:
             yield _Kind(
@@ -123,17 +134,19 @@ def _kinds(run: Run) -> Iterator[_Kind]:
                 facts.number("latency", "fp32_median_ms"),
                 reference.number("top1") if labelled else 100.0 if judge == "agreement" else None,
                 reference.pair("interval") if labelled else None,
+                _mode(run),
             )
 
 
 def tradeoffs(run: Run) -> list[Picture]:
     """Accuracy against latency and against size."""
     quality = AXES[judged_by(run)]
+    limits = (-math.inf, math.inf) if judged_by(run) == "sqnr" else (0.0, 100.0)
     largest = max((kind.size or 0.0 for kind in _kinds(run)), default=0.0)
     size_unit, size_name = (1024.0, "KiB") if largest < 4 * 1024**2 else (1024.0**2, "MiB")
     questions = {
-        "latency": Question("Accuracy against latency", "median latency, ms", quality, 1.0),
-        "size": Question("Accuracy against size", f"size, {size_name}", quality, size_unit),
+        "latency": Question("Accuracy against latency", "median latency, ms", quality, 1.0, limits),
+        "size": Question("Accuracy against size", f"size, {size_name}", quality, size_unit, limits),
     }
     found = {attribute: _as_variants(_kinds(run), attribute) for attribute in questions}
     return [
@@ -177,7 +190,7 @@ def latencies(run: Run) -> list[Picture]:
     pictures = []
     for series, (target, facts) in enumerate(run.detail("latency.json").items("targets")):
         rows = [
-            Times(kind, kind == "fp32", series, [ns / 1e6 for ns in times])
+            Times(kind if kind == "fp32" else _mode(run), kind == "fp32", series, [ns / 1e6 for ns in times])
             for kind in ("fp32", "int8")
             if len(times := facts.numbers(kind, "nanoseconds")) > 1
         ]

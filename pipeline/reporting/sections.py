@@ -11,7 +11,7 @@ from edgeship.pipeline.gates import LOWER_LIMITS, worst_sqnr
 from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.facts import Facts
 from edgeship.pipeline.reporting.run_folder import Run
-from edgeship.pipeline.summary import form_rows, training_rows, warnings
+from edgeship.pipeline.summary import SAME_SIZE, form_rows, times_smaller, training_rows, warnings
 
 Tone = Literal["good", "bad", "warn", "plain"]
 
@@ -144,10 +144,10 @@ def _size(facts: Facts) -> Stat | None:
     size, before = facts.number("bytes"), facts.number("fp32_bytes")
     if size is None:
         return None
-    ratio = before / size if before and size else None
-    change = "" if ratio is None else f"{ratio:.1f}\N{MULTIPLICATION SIGN} smaller than fp32, {say.size(before)}"
-    if ratio is not None and ratio < 1:
-        change = f"{1 / ratio:.1f}\N{MULTIPLICATION SIGN} larger than fp32, {say.size(before)}"
+    change = ""
+    if before and size:
+        how = times_smaller(before, size, "\N{MULTIPLICATION SIGN}")
+        change = f"{how} {'as' if how == SAME_SIZE else 'than'} fp32, {say.size(before)}"
     return Stat("Size", say.size(size), change)
 
 

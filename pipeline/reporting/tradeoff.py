@@ -42,6 +42,8 @@ class Question:
     quality: str
     unit: float
     """A cost is shown divided by this."""
+    limits: tuple[float, float] = (0.0, 100.0)
+    """No quality lies beyond."""
 
 
 def pareto_front(variants: Sequence[Variant]) -> list[Variant]:
@@ -75,13 +77,18 @@ def _scales(variants: Sequence[Variant], question: Question) -> tuple[svg.Scale,
     margin = max((high - low) * 0.12, 0.05)
     return (
         svg.Scale(0.0, most * 1.12 or 1.0, LEFT, WIDTH - RIGHT),
-        svg.Scale(max(low - margin, 0.0), min(high + margin, 100.0 + margin / 2), HEIGHT - BOTTOM, TOP),
+        svg.Scale(
+            max(low - margin, question.limits[0]),
+            min(high + margin, question.limits[1] + margin / 2),
+            HEIGHT - BOTTOM,
+            TOP,
+        ),
     )
 
 
 def _axes(x: svg.Scale, y: svg.Scale, question: Question) -> Markup:
     parts = []
-    ticks = [tick for tick in svg.round_ticks(y.low, y.high, 5) if tick <= 100]
+    ticks = [tick for tick in svg.round_ticks(y.low, y.high, 5) if tick <= question.limits[1]]
     for tick, label in zip(ticks, svg.tick_labels(ticks), strict=True):
         parts += [
             svg.line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgeship.pipeline.summary import form_rows, milliseconds, percent, print_summary, size
+from edgeship.pipeline.summary import form_rows, milliseconds, percent, print_summary, size, times_smaller
 
 REPORT: dict[str, Any] = {
     "recipe": "digits",
@@ -127,6 +127,26 @@ def test_an_artifact_that_is_surely_slower_than_its_float_twin_is_warned_of(
     report = copy.deepcopy(REPORT)
     report["targets"]["tflite"]["latency"]["speedup_interval"] = interval
     assert ("slower than the float one on this machine (0.27 .. 0.39x)" in printed(report)) is told
+
+
+def test_a_float_artifact_is_not_called_a_slow_quantized_one() -> None:
+    report = copy.deepcopy(REPORT)
+    report["quantization"] = {"mode": "none"}
+    report["targets"]["tflite"]["latency"]["speedup_interval"] = [0.27, 0.39]
+    assert "slower than the float one" not in printed(report)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (92_100, 49_900, "1.8x smaller"),
+        (100, 230, "2.3x larger"),
+        (92_136, 92_144, "as large"),
+        (105, 100, "1.1x smaller"),
+    ],
+)
+def test_sizes_are_compared_in_words(before: int, after: int, told: str) -> None:
+    assert times_smaller(before, after) == told
 
 
 def test_float_layers_are_grouped_by_the_reason_and_named_as_nodes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from edgeship.pipeline.reporting.junit import render_junit
 from edgeship.pipeline.reporting.markdown import render_markdown
 from edgeship.pipeline.reporting.page import render_page
 from edgeship.pipeline.reporting.run_folder import Run, open_run
+from edgeship.pipeline.reporting.tradeoff import Question, Variant, tradeoff_chart
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} |&amp;"
 VOID = {"meta", "br"}
@@ -68,6 +70,32 @@ def test_artifacts_that_decide_nothing_are_drawn_by_their_noise(run_folder: Path
     assert "signal to noise against fp32, dB" in page.texts
     assert "31.2 dB" in page.texts
     assert not [text for text in page.texts if "decides as fp32" in text]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("static", "int8"), ("dynamic", "dynamic int8"), ("int16", "int16"), ("float16", "fp16"), ("none", "artifact")],
+)
+def test_artifacts_are_called_what_they_are(
+    mode: str, name: str, run_folder: Path, plain_report: dict[str, Any]
+) -> None:
+    plain_report["quantization"] = {**plain_report.get("quantization", {}), "mode": mode}
+    (run_folder / "report.json").write_text(json.dumps(plain_report))
+    texts = page_of(open_run(run_folder)).texts
+    assert f"tflite {name}" in texts
+    assert "tflite fp32" in texts
+    assert (mode == "static") == ("tflite int8" in texts)
+
+
+def test_noise_below_0_and_above_100_db_keeps_its_place() -> None:
+    def heights(qualities: tuple[float, float], **more: Any) -> list[float]:
+        question = Question("Noise", "size", "SQNR, dB", 1.0, **more)
+        drawn = tradeoff_chart([Variant(str(n), n, False, 1.0, each) for n, each in enumerate(qualities)], question)
+        return [float(each) for each in re.findall(r'cy="([0-9.]+)"', drawn)]
+
+    apart = heights((-20.0, 150.0), limits=(-math.inf, math.inf))
+    within = heights((0.0, 90.0))
+    assert apart[0] - apart[1] == pytest.approx(within[0] - within[1], rel=0.1)
 
 
 def test_the_page_says_on_which_device_it_was_measured(run_folder: Path, plain_report: dict[str, Any]) -> None:
