@@ -137,7 +137,8 @@ class Compressor:
             has_labels = next(iter(self._data.training.epoch(0))).labels is not None
         loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
         if prune.ratio is None:
-            return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training)
+            last = self._goal(dense, prune, 1.0) if step == 1 < prune.steps else None
+            return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training, last)
         whole = len(replace(removal, model=dense).blocks())
         if not round(prune.ratio * whole):
             raise InputError(

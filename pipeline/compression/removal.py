@@ -200,13 +200,14 @@ class Removal:
         order = islice(self._in_order(Supply(names), loss, data), number)
         return Removed(tuple(each.name for each in order))
 
-    def reach(self, goal: Goal, loss: Loss, data: Batches) -> Removed:
-        """As little as meets the goal. Raises StageError where it is not met without all that may go."""
+    def reach(self, goal: Goal, loss: Loss, data: Batches, last: Goal | None = None) -> Removed:
+        """As little as meets the goal. Raises StageError where it, or that of the last step, is out of reach."""
         blocks = self.blocks()
         least = goal.meter(self.model)
         if least <= goal.limit:
             return Removed()
         supply = self._with_channels(blocks, loss, data) if self.settings.kind == "mixed" else Supply(list(blocks))
+        self._check_reachable(last or goal, supply)
         order = self._in_order(supply, loss, data)
         gone: list[Candidate] = []
         fit = 0
@@ -214,11 +215,8 @@ class Removal:
             gone += more
             least = self._metered(goal, gone)
             fit = len(gone) if least <= goal.limit else 0
-        if not fit:
-            raise StageError(
-                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: without {self._all_of_it(blocks)} it is "
-                f"{least:.4g}; accepted: that or more"
-            )
+        if not fit:  # what is measured is not the same twice
+            raise self._out_of_reach(goal, least, blocks)
         short = fit // 2  # so many were not enough
         while fit - short > 1:
             middle = (short + fit) // 2
@@ -228,6 +226,23 @@ class Removal:
                 short = middle
         needed = self._needed(goal, gone[:fit])
         return replace(_removed(needed), left_dense=supply.left_dense)
+
+    def _check_reachable(self, goal: Goal, supply: Supply) -> None:
+        """Before anything is tried, which takes its time: whether all that may go would be enough."""
+        rest = replace(supply, blocks=list(supply.blocks), groups=dict(supply.groups), orders=dict(supply.orders))
+        everything = []
+        while candidates := rest.candidates():
+            everything.append(candidates[0])
+            rest.take(candidates[0])
+        least = self._metered(goal, everything)
+        if least > goal.limit:
+            raise self._out_of_reach(goal, least, supply.blocks)
+
+    def _out_of_reach(self, goal: Goal, least: float, blocks: Sequence[str]) -> StageError:
+        return StageError(
+            f"prune: {goal.name} = {goal.limit:.4g} cannot be met: without {self._all_of_it(blocks)} it is "
+            f"{least:.4g}; accepted: that or more"
+        )
 
     def _needed(self, goal: Goal, gone: Sequence[Candidate]) -> list[Candidate]:
         """Those of `gone` without which the goal is missed: what came last may save more than was left to save.

@@ -56,7 +56,7 @@ def model() -> Small:
 
 
 def removal(model: nn.Module, **settings: Any) -> Removal:
-    return Removal(model, EXAMPLE, Prune(kind="mixed", batches=2, **({"macs": 0.5} | settings)))
+    return Removal(model, EXAMPLE, Prune(**({"kind": "mixed", "batches": 2, "macs": 0.5} | settings)))
 
 
 @torch.no_grad()
@@ -195,6 +195,21 @@ def test_a_size_is_reached_and_what_cannot_be_is_refused(model: Small, striped: 
     said = r"macs = .* cannot be met: without its \d residual blocks and with every layer at layer_limit = 0\.5 and"
     with pytest.raises(StageError, match=said):
         removal(model, layer_limit=0.5).reach(macs_goal(model, EXAMPLE, 0.01), Classification(), striped())
+
+
+@pytest.mark.parametrize(("kind", "more"), [("mixed", {"importance": "magnitude"}), ("blocks", {})])
+def test_what_the_last_step_cannot_do_is_told_before_anything_is_tried(
+    kind: str, more: dict[str, Any], model: Small, striped: Callable[..., Any]
+) -> None:
+    def never(_model: nn.Module, _batch: Any) -> Any:
+        raise AssertionError("a block was tried")
+
+    easy, impossible = macs_goal(model, EXAMPLE, 0.9), macs_goal(model, EXAMPLE, 0.01)
+    chooser = removal(model, kind=kind, layer_limit=0.5, **more)
+    with pytest.raises(StageError, match=r"macs = .* cannot be met: without .* it is "):
+        chooser.reach(easy, never, striped(), impossible)
+    found = chooser.reach(easy, Classification(), striped())
+    assert found.blocks or found.cuts
 
 
 @pytest.mark.parametrize(
