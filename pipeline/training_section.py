@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -14,9 +14,16 @@ class Training(Section):
 
     epochs: PositiveInt = Field(default=5, description="passes over the training data")
     batch_size: PositiveInt = Field(default=128, description="samples of a step, over all processes together")
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum; adamw ignores it")
-    lr: PositiveFloat = Field(default=0.02, description="the largest learning rate, reached after the warm-up")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(
+        default="sgd",
+        description="sgd and muon have momentum, adamw ignores it; muon: orthogonal steps of convolutions and linear "
+        "layers, AdamW's for the rest",
+    )
+    lr: PositiveFloat = Field(
+        default=0.02,
+        description="the largest learning rate, reached after the warm-up; 0.002 with adamw and muon, if not given",
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of every optimizer but adamw")
     nesterov: bool = Field(default=True, description="Nesterov's momentum, of sgd")
     weight_decay: NonNegativeFloat = Field(
         default=1e-4, description="of weights with two or more axes; biases and normalization have none"
@@ -45,6 +52,13 @@ class Training(Section):
     flip: bool = Field(default=False, description="mirror every other image, drawn at random")
     shift: NonNegativeInt = Field(default=0, description="move images by up to this many pixels, borders are black")
     seed: NonNegativeInt = Field(default=0, description="of the order of samples, their variations, and dropout")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_optimizer(cls, values: Any) -> Any:
+        """AdamW and Muon move every element by a share of lr, whatever its gradient: SGD's would be far too large."""
+        own = cls is Training and isinstance(values, dict) and values.get("optimizer") in ("adamw", "muon")
+        return {"lr": 0.002, **values} if own else values
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

@@ -10,11 +10,13 @@ t: step, w: steps of warm-up, T: all steps. The rate is a function of the step, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgeship.calibration.errors import InputError
+from edgeship.pipeline.compression.muon import Muon, hidden_matrices
 from edgeship.pipeline.training_section import Training
 
 
@@ -29,17 +31,24 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; those with fewer than two axes are not decayed.
+    """SGD, AdamW or Muon over the trainable parameters; those with fewer than two axes are not decayed.
 
     Raises InputError where there are none.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     check_trainable(model)
-    groups = [
+    matrices = hidden_matrices(model) if settings.optimizer == "muon" else []
+    apart = {id(each.parameter) for each in matrices}
+    trained = [each for each in model.parameters() if each.requires_grad and id(each) not in apart]
+    groups: list[dict[str, Any]] = [
         {"params": [each for each in trained if each.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [each for each in trained if each.dim() <= 1], "weight_decay": 0.0},
     ]
+    for count in sorted({each.groups for each in matrices}):
+        alike = [each.parameter for each in matrices if each.groups == count]
+        groups.append({"params": alike, "weight_decay": settings.weight_decay, "matrices": count})
     groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "muon":
+        return Muon(groups, settings.lr, settings.momentum)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)

@@ -92,7 +92,7 @@ def test_training_learns_and_averages(make_net: Make, striped: Make, tmp_path: P
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("cut_short", [(Kill, 11), (Terminate, 11), (Terminate, 8)], ids=str)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     optimizer: str, cut_short: tuple[Callable[[int], Hook], int], make_net: Make, striped: Make, tmp_path: Path
