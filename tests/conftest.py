@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in parallel workers; their threads would fight
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # no property of ours is about time, and a busy machine makes any example slow
 settings.register_profile("edgeship", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edgeship")
