@@ -115,6 +115,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         if target not in known
     ]
     problems += [
+        *_target_problems(recipe, known),
         *_source_problems(recipe),
         *quantize_problems(recipe),
         *_channel_problems(recipe),
@@ -124,6 +125,21 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         problems += _qat_problems(recipe)
     if problems:
         raise InputError(_sentence(path, problems))
+
+
+def _target_problems(recipe: Recipe, known: Sequence[str]) -> list[str]:
+    """What a target's table asks for and its runtime does not have."""
+    from edgeship.targets.base import Restricted, load
+
+    problems = []
+    for name, options in recipe.targets.items():
+        target: Any = load(name) if name in known else None
+        refused = target.refused if isinstance(target, Restricted) else {}
+        wrong = [option for option in refused if getattr(options, option)]
+        problems += [f"targets.{name}.{option}: {refused[option]}; accepted: false, or left out" for option in wrong]
+        if options.c_array and "c_array" not in wrong and options.io_dtype != "int8":
+            problems.append(f'targets.{name}.c_array: seen io_dtype = "{options.io_dtype}"; accepted: io_dtype = "int8"')
+    return problems
 
 
 def _source_problems(recipe: Recipe) -> list[str]:

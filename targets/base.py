@@ -92,6 +92,15 @@ class Profiler(Protocol):
         """The time of each operator in the order they run. Raises InputError for an unusable file."""
 
 
+@runtime_checkable
+class Restricted(Protocol):
+    """A Target whose runtime has no such thing as some option of a recipe's target table."""
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Why, by the option's name."""
+
+
 class Target(Protocol):
     """A runtime that artifacts are made for. Importing a target's module must not import its runtime."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -50,6 +50,14 @@ class OnnxRuntime:
     def forms(self) -> Sequence[WeightForm]:
         """All: int8 weights of the full range, pair-limited ones, and uint8 ones."""
         return ("pair_limited", "unsigned", "full")
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """What a recipe cannot ask of it."""
+        return {
+            "integer_only": "ONNX Runtime chooses its kernels by itself",
+            "c_array": "ONNX Runtime reads files, and has no form in C",
+        }
 
     def availability(self) -> Availability:
         """Whether ONNX Runtime is installed here."""
@@ -123,7 +131,7 @@ def _converted(model: ir.Model, options: ConvertOptions) -> bytes:
 def _unknown(options: ConvertOptions) -> list[Finding]:
     if not options.integer_only:
         return []
-    return [Finding("integer_only", "ONNX Runtime chooses its kernels by itself", "true", "false, or left out")]
+    return [Finding("integer_only", TARGET.refused["integer_only"], "true", "false, or left out")]
 
 
 def _refused(content: bytes) -> list[Finding]:

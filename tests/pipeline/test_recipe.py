@@ -130,6 +130,15 @@ def test_an_unset_environment_variable_says_how_to_set_it(tmp_path: Path, monkey
         ("nam=x", "nam: unknown key; did you mean 'name'?"),
         ("targets.tflite.io_layuot=nchw", "targets.tflite.io_layuot: unknown key; did you mean 'io_layout'?"),
         ("targets.tflight.weights=full", "targets.tflight: unknown target; did you mean 'tflite'?"),
+        (
+            "targets.onnxruntime.integer_only=true",
+            "targets.onnxruntime.integer_only: ONNX Runtime chooses its kernels by itself; accepted: false, or left out",
+        ),
+        ("targets.onnxruntime.c_array=true", "targets.onnxruntime.c_array: ONNX Runtime reads files"),
+        (
+            "targets.tflite={c_array=true, io_dtype='uint8'}",
+            'targets.tflite.c_array: seen io_dtype = "uint8"; accepted: io_dtype = "int8"',
+        ),
         ("gates.parity.maxsteps=1", 'gates."parity.maxsteps": unknown gate; did you mean'),
         ("gates.parity.max_steps=nan", "the limit must be a finite number"),
         ("input.shape=[1, -2]", "input.shape: seen [1, -2]; accepted: a list of positive integers"),
