@@ -151,6 +151,12 @@ class Compress(Section):
         return self
 
     @model_validator(mode="after")
+    def _kept_answers_are_of_single_samples(self) -> Self:
+        if self.distill is not None and self.distill.cache == "always" and self.training.mixes:
+            raise ValueError('distill.cache = "auto" or "never" with training.mixup or cutmix: a mixed image is new')
+        return self
+
+    @model_validator(mode="after")
     def _soft_without_average(self) -> Self:
         if self.prune is not None and self.prune.kind == "soft" and self.training.ema:
             raise ValueError('training.ema = 0 with prune.kind = "soft": an average of zeroed channels is not zero')

@@ -138,7 +138,9 @@ def _target_problems(recipe: Recipe, known: Sequence[str]) -> list[str]:
         wrong = [option for option in refused if getattr(options, option)]
         problems += [f"targets.{name}.{option}: {refused[option]}; accepted: false, or left out" for option in wrong]
         if options.c_array and "c_array" not in wrong and options.io_dtype != "int8":
-            problems.append(f'targets.{name}.c_array: seen io_dtype = "{options.io_dtype}"; accepted: io_dtype = "int8"')
+            problems.append(
+                f'targets.{name}.c_array: seen io_dtype = "{options.io_dtype}"; accepted: io_dtype = "int8"'
+            )
     return problems
 
 

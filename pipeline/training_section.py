@@ -51,7 +51,30 @@ class Training(Section):
     )
     flip: bool = Field(default=False, description="mirror every other image, drawn at random")
     shift: NonNegativeInt = Field(default=0, description="move images by up to this many pixels, borders are black")
+    mixup: NonNegativeFloat = Field(
+        default=0.0,
+        description="blend samples, and their labels, with others of the batch; their shares are drawn from Beta(this, "
+        "this); 0: none",
+    )
+    cutmix: NonNegativeFloat = Field(
+        default=0.0,
+        description="put a box of another image of the batch into each, and as much of its label; the areas are drawn "
+        "from Beta(this, this); 0: none",
+    )
+    mix_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the samples that mixup or cutmix change; half by each with both"
+    )
     seed: NonNegativeInt = Field(default=0, description="of the order of samples, their variations, and dropout")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def varies(self) -> bool:
+        """Whether a sample looks different in each epoch."""
+        return bool(self.flip or self.shift or self.mixes)
 
     @model_validator(mode="before")
     @classmethod

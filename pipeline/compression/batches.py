@@ -18,19 +18,31 @@ from edgeship.calibration.errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """`inputs` (n, ...) float32, `labels` (n,) int64 where known, and which samples they are where that is known."""
+    """`inputs` (n, ...) float32, `labels` (n,) int64 where known, and which samples they are where that is known.
+
+    A sample that another was mixed into has a second label in `others`, and `share_of_own` (n,), 0..1, of the first.
+    """
 
     inputs: Tensor
     labels: Tensor | None = None
     indices: Tensor | None = None
+    others: Tensor | None = None
+    share_of_own: Tensor | None = None
+
+    @property
+    def answers(self) -> Tensor | None:
+        """The class (n,) that each sample shows most of."""
+        if self.labels is None or self.others is None or self.share_of_own is None:
+            return self.labels
+        return torch.where(self.share_of_own < 0.5, self.others, self.labels)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The same on another device, images in the memory format."""
         inputs = self.inputs.to(device)
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=memory_format)
-        labels, indices = (None if part is None else part.to(device) for part in (self.labels, self.indices))
-        return Batch(inputs, labels, indices)
+        _, *rest = self._parts()
+        return Batch(inputs, *(None if part is None else part.to(device) for part in rest))
 
     def share(self, share: Share) -> Batch:
         """The part of the batch that one of several processes works on."""
@@ -41,7 +53,7 @@ class Batch:
         return Batch(*(None if each is None else each[part] for each in self._parts()))  # type: ignore[arg-type]  # inputs are never None
 
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.inputs, self.labels, self.indices
+        return self.inputs, self.labels, self.indices, self.others, self.share_of_own
 
 
 @dataclass(frozen=True)

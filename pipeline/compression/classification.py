@@ -1,12 +1,15 @@
 """Returns the loss of a classifier against its labels.
 
 loss = mean_i -sum_c q_ic log softmax(z_i)_c,    q = (1 - s) * onehot + s / classes      (s: label smoothing)
+
+Where samples are mixed, onehot is the mean of both labels' by their shares.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
@@ -40,4 +43,10 @@ def cross_entropy(scores: Tensor, batch: Batch, label_smoothing: float) -> Tenso
         raise InputError(
             f"the training data has the labels {low}..{high}; accepted: 0..{classes - 1}, the model's {classes} classes"
         )
-    return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)
+    if batch.others is None or batch.share_of_own is None:
+        return F.cross_entropy(scores.float(), batch.labels, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing, reduction="none")
+        for labels in (batch.labels, batch.others)
+    )
+    return torch.lerp(other, own, batch.share_of_own).mean()

@@ -272,7 +272,7 @@ class Compressor:
             return Classification(settings.label_smoothing)
         loss = Distillation(distill, self._teacher, settings.label_smoothing)
         data = self._data.training
-        wanted = distill.cache == "always" or (distill.cache == "auto" and not (settings.flip or settings.shift))
+        wanted = distill.cache == "always" or (distill.cache == "auto" and not settings.varies)
         if distill.cache == "always" and not isinstance(data, ArrayBatches):
             raise InputError('distill.cache = "always" needs data.training: samples of data.loaders have no numbers')
         if wanted and isinstance(data, ArrayBatches) and distill.features == "none":

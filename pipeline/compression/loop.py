@@ -37,6 +37,7 @@ from edgeship.pipeline.compression.checkpoint import (
 )
 from edgeship.pipeline.compression.interruption import Interruption
 from edgeship.pipeline.compression.metrics import EpochMetrics, write_metrics
+from edgeship.pipeline.compression.mixing import MixedBatches
 from edgeship.pipeline.compression.optimizer import learning_rate, make_optimizer
 from edgeship.pipeline.compression.synchronized import release_batch_norm, synchronize_batch_norm
 from edgeship.pipeline.training_section import Training
@@ -190,8 +191,8 @@ class _Training:
             for hook in run.hooks:
                 hook.epoch_begins(run.model, position.epoch)
         self._model.train()
-        batches = run.data.epoch(position.epoch, position.step)
-        for batch in batches:
+        data = MixedBatches(run.data, self._settings) if self._settings.mixes else run.data
+        for batch in data.epoch(position.epoch, position.step):
             if self._random is not None:  # the loader has drawn what it had drawn when the checkpoint was written
                 restore_random_state(self._random)
                 self._random = None
@@ -237,8 +238,8 @@ class _Training:
         sums, size = self._position.sums, len(batch.inputs)
         sums["loss"] = sums.get("loss", 0.0) + loss * size
         sums["samples"] = sums.get("samples", 0.0) + size
-        if scores is not None and batch.labels is not None:
-            sums["right"] = sums.get("right", 0.0) + float((scores.argmax(1) == batch.labels).sum())
+        if scores is not None and batch.answers is not None:
+            sums["right"] = sums.get("right", 0.0) + float((scores.argmax(1) == batch.answers).sum())
 
     def _what(self) -> str:
         sums, epoch = self._position.sums, self._position.epoch + 1

@@ -132,7 +132,7 @@ def test_an_unset_environment_variable_says_how_to_set_it(tmp_path: Path, monkey
         ("targets.tflight.weights=full", "targets.tflight: unknown target; did you mean 'tflite'?"),
         (
             "targets.onnxruntime.integer_only=true",
-            "targets.onnxruntime.integer_only: ONNX Runtime chooses its kernels by itself; accepted: false, or left out",
+            "targets.onnxruntime.integer_only: ONNX Runtime chooses its kernels by itself; accepted: false, or left",
         ),
         ("targets.onnxruntime.c_array=true", "targets.onnxruntime.c_array: ONNX Runtime reads files"),
         (
