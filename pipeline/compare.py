@@ -92,13 +92,14 @@ class OutputComparison:
         step, kind = self.step, "quantized"
         if not step:
             step, kind = (self._high - self._low) / 255, "equivalent"
+        most = _ratio(self._max, step)
         return Difference(
             max_abs=self._max,
             mean_abs=self._sum_abs / self._count,
             cosine=self._cosine(),
             sqnr_db=self._sqnr(),
             # float32 puts neighbours on the integer grid 1.0000012 apart
-            max_steps=round(_ratio(self._max, step), 4),
+            max_steps=round(most, 4) if self.step else most,
             mean_steps=_ratio(self._sum_abs / self._count, step),
             step=step,
             step_kind=kind,
@@ -122,6 +123,13 @@ def _ratio(value: float, step: float) -> float:
     if not value:
         return 0.0
     return value / step if step else math.inf
+
+
+def step_unit(outputs: Mapping[str, Mapping[str, Any]], most: float = 0.0) -> str:
+    """What `most` counts in, for outputs as `Difference.to_json` gives them: parts of the range where all are float."""
+    if outputs and all(each.get("step_kind") == "equivalent" for each in outputs.values()):
+        return "of 255 parts of the range"
+    return "step" if most == 1 else "steps"
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeship.pipeline.compare import step_unit
 from edgeship.pipeline.compress_summary import compress_rows
 from edgeship.pipeline.gates import figure, worst_sqnr
 from edgeship.pipeline.mixed_summary import mixed_rows
@@ -218,7 +219,8 @@ def parity(facts: Mapping[str, Any] | None) -> str:
     if not facts:
         return ""
     most, mean, agreement = facts["max_steps"], facts["mean_steps"], facts["agreement"]
-    steps = "no step to count in" if most is None else f"max {most:.3g} steps, mean {mean:.2g}"
+    unit = step_unit(facts.get("outputs", {}))
+    steps = "no step to count in" if most is None else f"max {most:.3g} {unit}, mean {mean:.2g}"
     equal = "" if agreement is None else f"\nsame decision: {percent(agreement)} of {facts['decisions']:,}"
     return f"{steps}{equal}"
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeship.calibration.samples.preprocessing import Preprocessing
+from edgeship.pipeline.compare import step_unit
 from edgeship.pipeline.gates import worst_sqnr
 from edgeship.pipeline.inspection import ModelFacts, port_line
 
@@ -87,8 +88,9 @@ def _accuracy(results: Mapping[str, Any]) -> str:
 
 
 def _parity(results: Mapping[str, Any]) -> str:
-    most = results.get("parity", {}).get("max_steps")
-    return "not measured" if most is None else f"at most {most:g} {'step' if most == 1 else 'steps'}"
+    parity = results.get("parity", {})
+    most = parity.get("max_steps")
+    return "not measured" if most is None else f"at most {most:.3g} {step_unit(parity.get('outputs', {}), most)}"
 
 
 def _share(results: Mapping[str, Any]) -> str:

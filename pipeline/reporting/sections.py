@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeship.pipeline.compare import step_unit
 from edgeship.pipeline.gates import LOWER_LIMITS, worst_sqnr
 from edgeship.pipeline.reporting import wording as say
 from edgeship.pipeline.reporting.facts import Facts
@@ -200,8 +201,12 @@ def _parity(facts: Facts) -> Stat | None:
         return None
     mean, agreement = facts.number("mean_steps"), facts.number("agreement")
     same = "" if agreement is None else f", same decision {say.share(agreement)}"
-    value = "no step to count in" if most is None else f"{say.number(most, 3)} " + ("step" if most == 1 else "steps")
-    note = f"largest difference from the quantized reference; mean {say.number(mean, 2)}{same}"
+    unit = step_unit({name: output.raw() for name, output in facts.items("outputs")}, most or 0.0)
+    counted = "" if unit.startswith("step") else f", {unit}"
+    value = (
+        "no step to count in" if most is None else say.number(most, 3) if counted else f"{say.number(most, 3)} {unit}"
+    )
+    note = f"largest difference from the quantized reference{counted}; mean {say.number(mean, 2)}{same}"
     return Stat("Parity", value, note)
 
 

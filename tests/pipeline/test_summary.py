@@ -120,6 +120,15 @@ def test_layers_that_can_clip_and_float_layers_and_noise_are_warned_of() -> None
     assert "measure again on a quiet machine" in text
 
 
+def test_float_outputs_are_told_in_parts_of_their_range() -> None:
+    report = copy.deepcopy(REPORT)
+    parity = report["targets"]["tflite"]["parity"]
+    parity["outputs"] = {"a": {"step_kind": "equivalent"}, "b": {"step_kind": "quantized"}}
+    assert "max 1 steps, mean 0.01" in printed(report)
+    parity["outputs"]["b"]["step_kind"] = "equivalent"
+    assert "max 1 of 255 parts of the range, mean 0.01" in " ".join(printed(report).split())
+
+
 @pytest.mark.parametrize(("interval", "told"), [([0.27, 0.39], True), ([0.9, 1.02], False), (None, False)])
 def test_an_artifact_that_is_surely_slower_than_its_float_twin_is_warned_of(
     interval: list[float] | None, told: bool
