@@ -9,11 +9,13 @@
 CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
-from the labels alone (with SGD; the names of runs with Muon say so). The others learn from a ResNet-56 as well: the
+from the labels alone. The others learn from a ResNet-56 as well: the
 smaller ones of ResNet-56 from that dense run, ResNet-20 from the network of the data folder. Channels go in three
 steps, a third of the way each, with trainings that together make up the budget: two of one epoch, and the rest; blocks
-and channels together at once, single weights little by little over two epochs. The latter two of ResNet-56 are taught
-what each block gives out as well. `scratch` begins with random weights (`gpu` alone).
+and channels together (`mixed`) at once, single weights little by little over two epochs. The latter two of ResNet-56
+are taught what each block gives out as well, on images of which half are mixed with others; `mixed-muon` (with its
+optimizer), `mixed-sgd` and `unstructured-unmixed` are the same on images as they are, with labels too. All train with
+SGD but `mixed` and those named after Muon. `scratch` begins with random weights (`gpu` alone).
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `epoch` is one epoch of all images, without what takes several; `cpu` is 5 epochs of all images, 3 seeds (1
@@ -64,6 +66,13 @@ FASTER = ["compress.training.lr=0.05"]
 """Where whole blocks are gone, the layers around them have farther to go."""
 MUON = ["compress.training.optimizer=muon", "compress.training.lr=0.002"]
 TAUGHT = [*HINTS, "compress.distill.weight=0.5"]
+MIXTURES = [
+    "compress.training.mixup=1.0",
+    "compress.training.cutmix=1.0",
+    "compress.training.mix_share=0.5",
+    "compress.distill.weight=1.0",
+]
+"""Half the images are mixed, and all are answered by the teacher alone, which sees the mixtures."""
 SOFT = [
     "compress.prune.kind=soft",
     "compress.prune.ratio=0.3",
@@ -79,10 +88,12 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "dense": [],
         "dense-muon": MUON,
         "structured": HALF,
-        "mixed": [*MIXED, *FASTER, *TAUGHT],
+        "mixed": [*MIXED, *MUON, *HINTS, *MIXTURES],
         "mixed-muon": [*MIXED, *MUON, *TAUGHT],
+        "mixed-sgd": [*MIXED, *FASTER, *TAUGHT],
         "soft": SOFT,
-        "unstructured": [*SPARSE, *FASTER, *HINTS],
+        "unstructured": [*SPARSE, *FASTER, *HINTS, *MIXTURES],
+        "unstructured-unmixed": [*SPARSE, *FASTER, *HINTS],
         "chain": SHALLOW,
     },
     "resnet20": {
@@ -98,8 +109,8 @@ METHODS: dict[str, dict[str, list[str]]] = {
 """The chain takes out residual blocks, until 2.1 MB of float weights are left, and is judged by its int8 artifacts."""
 
 GRADUAL, STEPS = ("structured",), 3
-LEAST_EPOCHS = {"structured": 2, "unstructured": 2}
-SHRUNK = ("structured", "mixed", "mixed-muon", "soft", "chain")
+LEAST_EPOCHS = {"structured": 2, "unstructured": 2, "unstructured-unmixed": 2}
+SHRUNK = ("structured", "mixed", "mixed-muon", "mixed-sgd", "soft", "chain")
 """The methods whose networks are faster."""
 
 

@@ -1,13 +1,17 @@
 """Returns what a network can do without: residual blocks and channels, chosen one after the other by measured loss.
 
     candidates    each residual block; with kind = "mixed" also the `round_to` least important channels of each group
-    next to go    the one with the least  max(0, loss without it - loss so far) / what it saves
+    next to go    the one with the least  rise^(3/4) * parameters^(1/4) / what it saves,
+                  rise = max(0, loss without it - loss so far)
 
 What it saves is what is left in its layers of that which the goal is about: parameters for a size, multiply-accumulates
-for MACs and latency; each block counts alike for a share of the blocks. The more is gone, the more the rest matters, so
-a rise measured earlier is taken for a lower bound of the rise now: only where it is below the best one measured now is
-a candidate measured again (lazy evaluation: Minoux 1978, "Accelerated greedy algorithms for maximizing submodular set
-functions").
+for MACs and latency; each block counts alike for a share of the blocks. The rise is what a removal costs at once. What
+training wins back of it depends on what is left to learn with, so of two removals that cost and save the same, the one
+with fewer parameters goes first (where parameters are what is saved, that changes nothing).
+
+The more is gone, the more the rest matters, so a rise measured earlier is taken for a lower bound of the rise now: only
+where it is below the best one measured now is a candidate measured again (lazy evaluation: Minoux 1978, "Accelerated
+greedy algorithms for maximizing submodular set functions").
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ from edgeship.pipeline.compression.loop import Loss, make_accelerator, process_s
 from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable, sizes_in
 
 Tell = Callable[[int, int, str], None]
+
+
+PARAMETERS_COUNT = 0.25
+"""The exponent of the parameters that go with a candidate; that of the rise of the loss is the rest of 1."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +290,7 @@ class Removal:
 
     def _in_order(self, supply: Supply, loss: Loss, data: Batches) -> Iterator[Candidate]:
         """What goes first, second, ...: the module's docstring says how it is chosen."""
-        extent = Extent(self.model, self.example, self._unit())
+        extent, size = (Extent(self.model, self.example, unit) for unit in (self._unit(), "parameters"))
         device = process_state().device
         trial = copy.deepcopy(self.model).to(device)
         with seeded():
@@ -300,9 +308,9 @@ class Removal:
                         break
                     with each.without(trial):
                         costs[each] = _mean_loss(trial, loss, batches)
-                    saved = extent.saved(each)
-                    # where the loss falls, what saves most goes first
-                    rank = (max(0.0, costs[each] - before) / saved, -saved, place_of[each])
+                    saved, rise = extent.saved(each), max(0.0, costs[each] - before)
+                    cost = rise ** (1 - PARAMETERS_COUNT) * size.saved(each) ** PARAMETERS_COUNT
+                    rank = (cost / saved, -saved, place_of[each])  # where the loss falls, what saves most goes first
                     bounds[_key(each)] = rank[0]
                     best = rank if best is None else min(best, rank)
                     self.tell(done, len(candidates), f"{tried} tried, {chosen} chosen")
@@ -311,6 +319,7 @@ class Removal:
                 before = costs[taken]
                 taken.take_from(trial)
                 extent.take(taken)
+                size.take(taken)
                 supply.take(taken)
                 chosen += 1
                 yield taken
