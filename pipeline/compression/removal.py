@@ -1,7 +1,7 @@
 """Returns what a network can do without: residual blocks and channels, chosen one after the other by measured loss.
 
     candidates    each residual block; with kind = "mixed" also the `round_to` least important channels of each group
-    next to go    the one with the least  rise^(3/4) * parameters^(1/4) / what it saves,
+    next to go    the one with the least  rise^0.6 * parameters^0.4 / what it saves,
                   rise = max(0, loss without it - loss so far)
 
 What it saves is what is left in its layers of that which the goal is about: parameters for a size, multiply-accumulates
@@ -43,7 +43,7 @@ from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewe
 Tell = Callable[[int, int, str], None]
 
 
-PARAMETERS_COUNT = 0.25
+PARAMETERS_COUNT = 0.4
 """The exponent of the parameters that go with a candidate; that of the rise of the loss is the rest of 1."""
 
 
