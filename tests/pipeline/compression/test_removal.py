@@ -19,7 +19,7 @@ from edgeship.pipeline.compression.channels import find_channels, remove_channel
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.removal import Candidate, Extent, Removal
-from edgeship.pipeline.compression.structured import Cut, macs_goal
+from edgeship.pipeline.compression.structured import Cut, bytes_goal, macs_goal
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -125,6 +125,54 @@ def test_what_new_statistics_mend_does_not_count(striped: Callable[..., Any]) ->
     removal = Removal(model, EXAMPLE, Prune(kind="blocks", ratio=0.5, batches=2))
     assert removal.count(1, change, data).blocks == ("blocks.1",)
     assert all(torch.equal(whole.cpu().state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+class Plain(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv(x))
+
+
+class Stages(nn.Module):
+    """Two blocks of the same work: the second has half the height and width, twice the channels, 4x the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.early = nn.Conv2d(3, 8, 3, padding=1), Plain(8)
+        self.down, self.late, self.head = nn.Conv2d(8, 16, 3, 2, 1), Plain(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.late(F.relu(self.down(self.early(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("goal", "early", "late", "first"),
+    [
+        ({"macs": 0.5}, 0.1, 0.1, "early"),
+        ({"macs": 0.5}, 0.1, 0.05, "early"),  # 0.1^0.6 < 0.05^0.6 * 4^0.4
+        ({"macs": 0.5}, 0.1, 0.03, "late"),
+        ({"max_bytes": 4000}, 0.1, 0.1, "late"),
+        ({"max_bytes": 4000}, 0.1, 0.39, "late"),  # where parameters are what is saved, the rise counts alone
+        ({"max_bytes": 4000}, 0.1, 0.41, "early"),
+    ],
+)
+def test_what_leaves_more_parameters_goes_first_where_work_is_to_be_saved(
+    goal: dict[str, Any], early: float, late: float, first: str, striped: Callable[..., Any]
+) -> None:
+    model = Stages().eval()
+
+    def loss(trial: Any, batch: Any) -> tuple[Tensor, None]:
+        gone = [isinstance(block, nn.Identity) for block in (trial.early, trial.late)]
+        return batch.inputs.new_tensor(1.0 + early * gone[0] + late * gone[1]), None
+
+    search = Removal(model, EXAMPLE, Prune(kind="blocks", batches=1, **goal))
+    limit = (
+        macs_goal(model, EXAMPLE, 0.9) if "macs" in goal else bytes_goal(count_cost(model, EXAMPLE).parameters * 4 - 1)
+    )
+    assert search.reach(limit, loss, striped()).blocks == (first,)
 
 
 def removed_from(model: nn.Module, block: int) -> nn.Module:
