@@ -9,13 +9,14 @@
 CIFAR-10 as JPEGs, networks fine-tuned from the weights of the data folder. Each run is a deployment with a run folder
 of its own under --out: what has finished is not done again, what was killed goes on. Top-1 is that of the artifacts'
 float twin on the evaluation images, differences are against the dense run of the same network and seed, which learns
-from the labels alone. The others learn from a ResNet-56 as well: the
-smaller ones of ResNet-56 from that dense run, ResNet-20 from the network of the data folder. Channels go in three
-steps, a third of the way each, with trainings that together make up the budget: two of one epoch, and the rest; blocks
-and channels together (`mixed`) at once, single weights little by little over two epochs. The latter two of ResNet-56
-are taught what each block gives out as well, on images of which half are mixed with others; `mixed-muon` (with its
-optimizer), `mixed-sgd` and `unstructured-unmixed` are the same on images as they are, with labels too. All train with
-SGD but `mixed` and those named after Muon. `scratch` begins with random weights (`gpu` alone).
+from the labels alone. The others learn from a ResNet-56 as well: the smaller ones of ResNet-56 from that dense run,
+ResNet-20 from the network of the data folder. Channels go in three steps, a third of the way each, with trainings that
+together make up the budget: two of one epoch, and the rest; blocks and channels together (`mixed`) at once, single
+weights little by little over two epochs. The latter two of ResNet-56 are taught what each block gives out as well, on
+images of which half are mixed with others (the unstructured one by a teacher that sees mirror images too);
+`mixed-muon` (with its optimizer), `mixed-sgd` and `unstructured-unmixed` are the same on images as they are, with
+labels too. All train with SGD but `mixed` and those named after Muon. `scratch` begins with random weights (`gpu`
+alone).
 
 Budgets: `reduced` (6,400 images, 2 epochs, 2,000 test images, 1 seed) shows that everything works, not what the methods
 are worth; `epoch` is one epoch of all images, without what takes several; `cpu` is 5 epochs of all images, 3 seeds (1
@@ -92,7 +93,7 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "mixed-muon": [*MIXED, *MUON, *TAUGHT],
         "mixed-sgd": [*MIXED, *FASTER, *TAUGHT],
         "soft": SOFT,
-        "unstructured": [*SPARSE, *FASTER, *HINTS, *MIXTURES],
+        "unstructured": [*SPARSE, *FASTER, *HINTS, *MIXTURES, "compress.distill.mirror=true"],
         "unstructured-unmixed": [*SPARSE, *FASTER, *HINTS],
         "chain": SHALLOW,
     },

@@ -119,6 +119,11 @@ class Distill(Section):
         description="pairs [student's module, teacher's module] that are matched; without: the end of each residual "
         "block, where the student is cut out of a network like its teacher",
     )
+    mirror: bool = Field(
+        default=False,
+        description="the teacher's scores are the mean of those of an image and its mirror image, which are right more "
+        "often than either; takes a second pass of the teacher",
+    )
     cache: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="keep the teacher's outputs for each sample: auto: where images are not varied; always: those of "

@@ -175,19 +175,24 @@ def _compress_problems(recipe: Recipe, targets: Sequence[str]) -> list[str]:
     if (recipe.data.training is None) == (recipe.data.loaders is None):
         seen = "neither is set" if recipe.data.training is None else "both are set"
         problems.append(f"data.training, data.loaders: {seen}; accepted with [compress]: one of them")
-    problems += _image_problems(recipe, recipe.compress.training, "compress.training")
+    asked = {"compress.distill.mirror": recipe.compress.distill is not None and recipe.compress.distill.mirror}
+    problems += _image_problems(recipe, {**asked, **_varied(recipe.compress.training, "compress.training")})
     return [*problems, *_several_inputs(recipe, "[compress]")]
 
 
-def _image_problems(recipe: Recipe, settings: Training, where: str) -> list[str]:
+def _varied(settings: Training, where: str) -> dict[str, float]:
+    """The keys of a training that are about images, and their values."""
+    return {f"{where}.{key}": getattr(settings, key) for key in ("flip", "shift", "cutmix")}
+
+
+def _image_problems(recipe: Recipe, asked: Mapping[str, float]) -> list[str]:
     """That what is mirrored, moved or cut are images, where the recipe says that the input is none."""
     shape = recipe.input.shape
     if shape is None or len(shape) == 4:
         return []
-    asked = {key: getattr(settings, key) for key in ("flip", "shift", "cutmix")}
     return [
-        f"{where}.{key}: seen {json.dumps(value)}; it is for images [1, C, H, W], and input.shape is {list(shape)}; "
-        f"accepted: {json.dumps(type(value)())}"
+        f"{key}: seen {json.dumps(value)}; it is for images [1, C, H, W], and input.shape is {list(shape)}; accepted: "
+        f"{json.dumps(type(value)())}"
         for key, value in asked.items()
         if value
     ]
@@ -205,7 +210,7 @@ def _qat_problems(recipe: Recipe) -> list[str]:
     if settings is None:
         return []
     problems = _several_inputs(recipe, "[quantize.qat]")
-    problems += _image_problems(recipe, settings, "quantize.qat")
+    problems += _image_problems(recipe, _varied(settings, "quantize.qat"))
     own = [name for name in sorted(recipe.targets) if recipe.has_own_form(name)]
     if own:
         problems.append(

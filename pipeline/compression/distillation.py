@@ -85,7 +85,7 @@ class Distillation:
         plain = ArrayBatches(data.values, data.labels, data.batch_size, data.mean, data.std, shuffle=False)
         rows = []
         for place, batch in enumerate(plain.epoch(0)):
-            rows.append(self._teacher.scores(batch.inputs).cpu().numpy())
+            rows.append(self._asked(batch.inputs).cpu().numpy())
             tell(place + 1, plain.steps, "batches seen by the teacher")
         self._kept = np.concatenate(rows)
 
@@ -116,15 +116,24 @@ class Distillation:
 
     def _answers(self, batch: Batch) -> Tensor:
         if self._kept is None or batch.indices is None:
-            return self._teacher.scores(batch.inputs)
+            return self._asked(batch.inputs)
         return torch.from_numpy(self._kept[batch.indices.cpu().numpy()]).to(batch.inputs.device)
+
+    def _asked(self, inputs: Tensor) -> Tensor:
+        return self._with_mirrored(self._teacher.scores(inputs), inputs)
+
+    def _with_mirrored(self, scores: Tensor, inputs: Tensor) -> Tensor:
+        """The mean of the teacher's scores and those of the mirror images, where that is wanted."""
+        if not self._settings.mirror:
+            return scores
+        return (scores.float() + self._teacher.scores(inputs.flip(3)).float()) / 2
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         assert isinstance(self._teacher, TorchTeacher)
         self._teacher.module.to(batch.inputs.device)
         outputs, features = tapped(self._teacher.module, [pair[1] for pair in self._settings.layers], batch.inputs)
-        return scores_of(outputs), features
+        return self._with_mirrored(scores_of(outputs), batch.inputs), features
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -496,6 +496,11 @@ def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> N
             "compress.training.cutmix: seen 0.5; it is for images [1, C, H, W], and input.shape is [1, 7]; "
             "accepted: 0.0",
         ),
+        (
+            ["input.shape=[1, 7]", "compress.distill.teacher.source=a.py:b", "compress.distill.mirror=true"],
+            "compress.distill.mirror: seen true; it is for images [1, C, H, W], and input.shape is [1, 7]; accepted: "
+            "false",
+        ),
         (["input.shape=[1, 7]", "quantize.qat.shift=2"], "quantize.qat.shift: seen 2; it is for images"),
         (['compress.distill.layers=[["a","b"]]', "compress.distill.teacher.source=a.py:b"], "no layers, or features"),
     ],

@@ -144,6 +144,30 @@ def test_kept_outputs_are_those_of_the_teacher_and_it_is_asked_once(make_net: Ma
     assert (kept.asked, asked.asked) == (128, 256)
 
 
+@pytest.mark.parametrize("features", ["none", "hint"])
+def test_a_teacher_with_a_mirror_teaches_the_mean_of_both_its_answers(
+    features: Any, make_net: Make, striped: Make
+) -> None:
+    teacher, batch = TorchTeacher(make_net(width=16).eval()), batch_of(striped())
+    layers = (("0", "0"),) if features == "hint" else ()
+    settings = Distill(teacher=SOURCE, mirror=True, features=features, layers=layers, feature_weight=0.0, weight=1.0)
+    student = tap(make_net(), teacher, settings, EXAMPLE).eval()
+    both = [teacher.scores(images) for images in (batch.inputs, batch.inputs.flip(3))]
+    assert not torch.allclose(*both)
+    loss, scores = Distillation(settings, teacher)(student, batch)
+    torch.testing.assert_close(loss, soft_targets(scores, (both[0] + both[1]) / 2, settings.temperature))
+
+
+def test_answers_that_are_kept_are_those_with_the_mirror_too(make_net: Make, striped: Make) -> None:
+    data, student, asked = striped(), make_net().eval(), Counting(make_net(width=16))
+    settings = Distill(teacher=SOURCE, mirror=True)
+    fresh, kept = Distillation(settings, asked), Distillation(settings, asked)
+    kept.keep_outputs(data, lambda *_: None)
+    assert asked.asked == 256
+    batch = batch_of(data)
+    torch.testing.assert_close(kept(student, batch)[0], fresh(student, batch)[0], rtol=1e-5, atol=1e-6)
+
+
 def test_any_model_that_a_recipe_can_name_is_a_teacher(tmp_path: Path) -> None:
     (tmp_path / "teacher.py").write_text(FACTORY)
     (tmp_path / "recipe.toml").write_text(
