@@ -37,8 +37,8 @@ def _name(value: object) -> str:
 
 def _per_channel(value: object) -> tuple[float, ...]:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
-        raise ValueError("a number, or one number per channel, in pixel units (0..255)")
+    if not items or not all(_is_finite(item) for item in items):
+        raise ValueError("a finite number, or one number per channel, in pixel units (0..255)")
     return tuple(float(item) for item in items)
 
 
@@ -46,7 +46,7 @@ def _range(value: object) -> tuple[float, float]:
     accepted = "[low, high], finite, with low <= 0 <= high and low < high: zero must be representable"
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError(accepted)
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in value):
+    if not all(_is_finite(end) for end in value):
         raise ValueError(accepted)
     if not value[0] <= 0 <= value[1] or value[0] == value[1]:
         raise ValueError(accepted)
@@ -55,6 +55,10 @@ def _range(value: object) -> tuple[float, float]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_positive(value: object) -> bool:

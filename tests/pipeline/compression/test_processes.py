@@ -31,7 +31,7 @@ net = nn.Sequential(
 images, labels = striped_images()
 data = ArrayBatches(images, labels, 16, (100.0,), (60.0,), Augmentation(flip=True, shift=1))
 settings = Training(epochs=2, batch_size=16, ema=0.5, clip_norm=1.0, precision="float32", optimizer=sys.argv[3])
-settings = settings.model_copy(update={"lr": float(sys.argv[4])})
+settings = settings.model_copy(update={"lr": float(sys.argv[4]), "mixup": 0.4, "cutmix": 1.0, "mix_share": 0.5})
 history = train(Run(net, Classification(), data, settings, Path(sys.argv[2]), validation=data))
 accelerator = make_accelerator()
 if accelerator.is_main_process:
