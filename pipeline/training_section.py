@@ -84,9 +84,11 @@ class Training(Section):
         return {"lr": 0.002, **values} if own else values
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Self:
+    def _keys_fit_together(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs below epochs = {self.epochs}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov = false where momentum is 0")
+        if self.mix_share != 1 and not self.mixes:
+            raise ValueError("mixup or cutmix with mix_share, which says how many samples they change")
         return self

@@ -490,6 +490,7 @@ def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> N
         (["model.source=model.onnx"], "model.onnx cannot be trained"),
         (["data.loaders=loaders.py:loaders"], "both are set"),
         (["compress.training.warmup_epochs=9.0"], "warmup_epochs below epochs"),
+        (["compress.training.mix_share=0.5"], "mixup or cutmix with mix_share"),
         (["compress.training.epoch=9"], "did you mean 'epochs'"),
         (
             ["input.shape=[1, 7]", "compress.training.cutmix=0.5"],
