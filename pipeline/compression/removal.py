@@ -44,10 +44,9 @@ Tell = Callable[[int, int, str], None]
 
 
 PARAMETERS_COUNT = 0.4
-"""The exponent of the parameters that go with a candidate; that of the rise of the loss is the rest of 1.
+"""The exponent of the parameters that go with a candidate, in `rise^0.6 * parameters^0.4`.
 
-Chosen on one ResNet-56 by what goes: with 0.25 two blocks of the last stage, with 0.5 nearly all of the first. Neither
-was trained; figures with 0.4 are in docs/compression.md.
+Chosen on one ResNet-56 by what goes; neither 0.25 nor 0.5 was trained. Figures with 0.4: docs/compression.md.
 """
 
 
