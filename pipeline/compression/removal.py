@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -32,9 +32,9 @@ from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.batches import Batch, Batches
 from edgeship.pipeline.compression.blocks import find_blocks, remove_blocks, without_blocks
-from edgeship.pipeline.compression.channels import LAYERS, Cut, Group, Tie, makers_of, silence
+from edgeship.pipeline.compression.candidates import Candidate, Extent, Supply, at_home, is_in
+from edgeship.pipeline.compression.channels import Cut, makers_of
 from edgeship.pipeline.compression.checkpoint import seeded
-from edgeship.pipeline.compression.cost import layer_macs
 from edgeship.pipeline.compression.fading import Leaving
 from edgeship.pipeline.compression.importance import channel_scores, gather
 from edgeship.pipeline.compression.loop import Loss, make_accelerator, process_state
@@ -71,106 +71,6 @@ class Removed:
         with without_blocks(model, self.blocks):
             channels = makers_of(model, example, self.cuts)
         return Leaving(self.blocks, channels)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A block, or the next channels of a group to go."""
-
-    name: str
-    group: Group | None = None
-    channels: tuple[int, ...] = ()
-
-    def without(self, model: nn.Module) -> AbstractContextManager[None]:
-        """The model without it, for a while. A silenced channel computes what a removed one does."""
-        return without_blocks(model, [self.name]) if self.group is None else _silenced(model, self.group, self.channels)
-
-    def take_from(self, model: nn.Module) -> None:
-        """The model without it, for good."""
-        if self.group is None:
-            remove_blocks(model, [self.name])
-        else:
-            silence(model, self.group, self.channels)
-
-
-class Extent:
-    """How much is left of each layer, in multiply-accumulates or parameters; or of blocks, each of which is one."""
-
-    def __init__(self, model: nn.Module, example: Tensor, unit: Literal["blocks", "parameters", "macs"]) -> None:
-        self._unit = unit
-        if unit == "macs":
-            self._left = {name: float(macs) for name, macs in layer_macs(model, example).items()}
-        else:
-            sizes = {n: sum(p.numel() for p in layer.parameters(recurse=False)) for n, layer in model.named_modules()}
-            self._left = {name: float(size) for name, size in sizes.items()}
-        self._channels: dict[tuple[str, bool], int] = {}
-
-    def saved(self, candidate: Candidate) -> float:
-        """What goes with the candidate."""
-        if self._unit == "blocks":
-            return 1.0
-        return max(1.0, sum(self._left[name] - left for name, left in self._after(candidate).items()))
-
-    def take(self, candidate: Candidate) -> None:
-        """From now on its layers are smaller, or gone."""
-        self._left.update(self._after(candidate))
-        for tie in candidate.group.ties if candidate.group else ():
-            self._channels[tie.layer, tie.output] = self._count(tie) - _number_of(candidate.channels, tie)
-
-    def _after(self, candidate: Candidate) -> dict[str, float]:
-        if candidate.group is None:
-            return {name: 0.0 for name in self._left if _is_in(name, candidate.name)}
-        after: dict[str, float] = {}
-        for tie in candidate.group.ties:
-            if self._left.get(tie.layer):
-                share = 1 - _number_of(candidate.channels, tie) / self._count(tie)
-                after[tie.layer] = share * after.get(tie.layer, self._left[tie.layer])
-        return after
-
-    def _count(self, tie: Tie) -> int:
-        return self._channels.get((tie.layer, tie.output), len(tie.channels))
-
-
-def _number_of(channels: Sequence[int], tie: Tie) -> int:
-    gone = set(channels)
-    return sum(root in gone for root in tie.roots)
-
-
-def _is_in(layer: str, block: str) -> bool:
-    return layer == block or layer.startswith(f"{block}.")
-
-
-@dataclass
-class Supply:
-    """What may still go: blocks, and of each group the channels in the order of their importance."""
-
-    blocks: list[str]
-    groups: dict[str, Group] = field(default_factory=dict)
-    orders: dict[str, list[int]] = field(default_factory=dict)
-    portion: int = 1
-    fewest: Mapping[str, int] = field(default_factory=dict)
-    left_dense: Mapping[str, str] = field(default_factory=dict)
-
-    def candidates(self) -> list[Candidate]:
-        """All that may go next."""
-        found = [Candidate(name) for name in self.blocks]
-        for name, group in self.groups.items():
-            if len(self.orders[name]) - self.portion >= self.fewest[name]:
-                found.append(Candidate(name, group, tuple(self.orders[name][: self.portion])))
-        return found
-
-    def take(self, candidate: Candidate) -> None:
-        """It is gone, and with a block all that is inside it."""
-        if candidate.group is not None:
-            self.orders[candidate.name] = self.orders[candidate.name][self.portion :]
-            return
-        self.blocks.remove(candidate.name)
-        for name, group in list(self.groups.items()):
-            if _is_in(name, candidate.name):
-                del self.groups[name]
-            else:
-                ties = tuple(tie for tie in group.ties if not _is_in(tie.layer, candidate.name))
-                self.groups[name] = replace(group, ties=ties)
 
 
 @dataclass(frozen=True)
@@ -281,8 +181,8 @@ class Removal:
     def _with_channels(self, blocks: list[str], loss: Loss, data: Batches) -> Supply:
         """The blocks, and the channels that can go, whichever blocks have gone before."""
         found = prunable(self.model, self.example, self.settings)
-        at_home = [_at_home(each, blocks, self.model) for each in found.groups]
-        groups = {each.name: each for each in at_home if each is not None}
+        homes = [at_home(each, blocks, self.model) for each in found.groups]
+        groups = {each.name: each for each in homes if each is not None}
         kind = self.settings.ranked_by
         evidence = gather(self.model, kind, loss, data, self.settings.batches)
         scores = {name: channel_scores(self.model, group, kind, evidence) for name, group in groups.items()}
@@ -306,15 +206,15 @@ class Removal:
                 costs: dict[Candidate, float] = {}
                 best: tuple[float, float, int] | None = None
                 place_of = {each: place for place, each in enumerate(candidates)}
-                for done, each in enumerate(sorted(candidates, key=lambda one: bounds.get(_key(one), -1.0)), 1):
-                    if best is not None and bounds.get(_key(each), -1.0) > best[0]:
+                for done, each in enumerate(sorted(candidates, key=lambda one: bounds.get(one.key, -1.0)), 1):
+                    if best is not None and bounds.get(each.key, -1.0) > best[0]:
                         break
                     with each.without(trial):
                         costs[each] = _mean_loss(trial, loss, batches)
                     saved, rise = extent.saved(each), max(0.0, costs[each] - before)
                     cost = rise ** (1 - PARAMETERS_COUNT) * size.saved(each) ** PARAMETERS_COUNT
                     rank = (cost / saved, -saved, place_of[each])  # where the loss falls, what saves most goes first
-                    bounds[_key(each)] = rank[0]
+                    bounds[each.key] = rank[0]
                     best = rank if best is None else min(best, rank)
                     self.tell(done, len(candidates), f"{tried} tried, {chosen} chosen")
                 assert best is not None
@@ -333,29 +233,11 @@ class Removal:
         return "macs" if self.settings.max_bytes is None else "parameters"
 
 
-def _at_home(group: Group, blocks: Sequence[str], model: nn.Module) -> Group | None:
-    """The group, named by a layer that is there as long as any of the group is; None where there is no such layer."""
-    homes = [block for block in blocks if _is_in(group.name, block)]
-    if not homes or all(_is_in(tie.layer, homes[0]) for tie in group.ties):
-        return group
-    for tie in group.ties:
-        outside = not any(_is_in(tie.layer, block) for block in blocks)
-        alike = tie.output and tie.channels == tie.roots == tuple(range(group.size))
-        if outside and alike and isinstance(model.get_submodule(tie.layer), LAYERS):
-            return replace(group, name=tie.layer)
-    return None
-
-
-def _key(candidate: Candidate) -> str:
-    """A name of its own: a layer may be called as a block is, were it not for this."""
-    return candidate.name if candidate.group is None else f"channels of {candidate.name}"
-
-
 def _removed(gone: Sequence[Candidate]) -> Removed:
     blocks = tuple(each.name for each in gone if each.group is None)
     channels: dict[str, list[int]] = {}
     for each in gone:
-        if each.group is not None and not any(_is_in(each.name, block) for block in blocks):
+        if each.group is not None and not any(is_in(each.name, block) for block in blocks):
             channels.setdefault(each.name, []).extend(each.channels)
     return Removed(blocks, tuple(Cut(name, tuple(sorted(found))) for name, found in channels.items()))
 
@@ -380,21 +262,3 @@ def _judging(model: nn.Module, precision: str) -> Iterator[None]:
             layer.momentum = 0.0
     with make_accelerator(precision).autocast():
         yield
-
-
-@contextmanager
-def _silenced(model: nn.Module, group: Group, channels: Sequence[int]) -> Iterator[None]:
-    """The model with channels of the group silent, for a while."""
-    layers = dict(model.named_modules())
-    kept = [
-        (parameter, parameter.detach().clone())
-        for name in {tie.layer for tie in group.ties}
-        for parameter in layers[name].parameters(recurse=False)
-    ]
-    silence(model, group, channels)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in kept:
-                parameter.copy_(values)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import StageError
 from edgeship.pipeline.compress_sections import Prune
 from edgeship.pipeline.compression.blocks import remove_blocks
+from edgeship.pipeline.compression.candidates import Candidate, Extent
 from edgeship.pipeline.compression.channels import find_channels, remove_channels
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
-from edgeship.pipeline.compression.removal import Candidate, Extent, Removal
+from edgeship.pipeline.compression.removal import Removal
 from edgeship.pipeline.compression.structured import Cut, bytes_goal, macs_goal
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
