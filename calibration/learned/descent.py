@@ -57,9 +57,9 @@ def descend(problem: Problem, start: Tensor, ridge: float, sweeps: int) -> Tenso
     """Integers (G, m, K) with a smaller or equal E than `start`, after at most `sweeps` rounds over all coordinates."""
     width = problem.weights.shape[-1]
     diagonal = torch.diagonal(problem.second, dim1=1, dim2=2).unsqueeze(1)
-    # An input that never moves has no say in the error: its weight is left alone.
+    # An input that never moves has no say in the error: its weight is left alone. What is zero was pruned, and stays.
     curvature = (1 + ridge) * diagonal
-    alive = curvature > 1e-12 * curvature.amax(-1, keepdim=True).clamp(min=1e-30)
+    alive = (curvature > 1e-12 * curvature.amax(-1, keepdim=True).clamp(min=1e-30)) & (problem.weights != 0)
     integers = start.clone()
     offset = integers * problem.scale - problem.weights
     slope = (integers * problem.scale) @ problem.second - problem.weights @ problem.cross.transpose(1, 2)

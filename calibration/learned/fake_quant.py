@@ -6,7 +6,8 @@ shared scales. In place of its integer constants it gets, in every pass,
     w_hat = clip(round(w / s_w), -127, 127) s_w,     b_hat = round(b / (s_x s_w)) s_x s_w
 
 of the float weights and biases held here, which start as the float model's own. Rounding has straight-through
-gradients; pair-limited weights are projected onto the limit in every pass.
+gradients; pair-limited weights are projected onto the limit in every pass. A weight that is zero in the float model was
+pruned, and stays zero.
 
 Parameters are held in units of the quantization: a weight in steps of its scale at the start, a bias in the steps
 that a weight of one step makes with the largest input. So a learning rate means the same in every layer of every
@@ -59,7 +60,10 @@ _FURTHEST = float(np.log(4.0))
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
-    """One weight tensor: its key in the plan, its parameter here and what 1 is in it, the layer that reads it first."""
+    """One weight tensor: its key in the plan, its parameter here and what 1 is in it, the layer that reads it first.
+
+    1 is nothing where a weight was pruned.
+    """
 
     key: str
     parameter: str
@@ -124,9 +128,7 @@ class FakeQuantGraph(nn.Module):
         for weight in self._weights.values():
             values[f"{weight.key}__dq"] = self._fake_weight(weight)
         for bias in self._biases:
-            scale = self._step(bias.source) * self._weight_scale(bias.weight)
-            if scale.ndim:
-                scale = scale.repeat(bias.layer.channels // scale.numel())
+            scale = self._bias_scale(bias)
             values[f"{bias.key}__bias__dq"] = quantize_dequantize(self._values(bias), scale, -(2.0**31), 2.0**31 - 1)
         return values
 
@@ -146,9 +148,10 @@ class FakeQuantGraph(nn.Module):
                 constants[weight.key] = QuantizedConstant(params, integers)
             biases = dict(self._plan.biases)
             for bias in self._biases:
-                values = self._values(bias).cpu().numpy()
+                scale = self._bias_scale(bias)
+                integers = torch.round(self._values(bias) / scale)  # those of `given`, not what float64 would round to
+                layer = replace(bias.layer, bias=(integers.double() * scale).cpu().numpy())
                 step, params = float(activations[bias.source].scale), constants[bias.weight.key].params
-                layer = replace(bias.layer, bias=values)
                 biases[bias.key] = quantize_bias(layer, step, params, biases[bias.key].params.spec)
         return replace(self._plan, activations=activations, weights=constants, biases=biases)
 
@@ -171,7 +174,8 @@ class FakeQuantGraph(nn.Module):
             pairs = limited and uses_pair_kernel(layer.node, layer.weights)
             values = _inside(layer.weights, constant) if from_plan else layer.weights
             unit = constant.params.dequantize(np.ones_like(constant.integers))
-            weight = _Weight(key, f"weight_{len(self._weights)}", layer, unit, constant.params.spec, pairs)
+            kept = np.where(layer.weights == 0, 0, unit).astype(unit.dtype)
+            weight = _Weight(key, f"weight_{len(self._weights)}", layer, kept, constant.params.spec, pairs)
             self._weights[key] = weight
             self.register_parameter(weight.parameter, _parameter(values / unit))
         name = node_key(layer.node)
@@ -217,6 +221,10 @@ class FakeQuantGraph(nn.Module):
             return scale
         factor = _PACE * self.get_parameter(self._factors[name])
         return scale * torch.exp(torch.clamp(factor, -_FURTHEST, _FURTHEST))
+
+    def _bias_scale(self, bias: _Bias) -> Tensor:
+        scale = self._step(bias.source) * self._weight_scale(bias.weight)
+        return scale.repeat(bias.layer.channels // scale.numel()) if scale.ndim else scale
 
     def _fake_weight(self, weight: _Weight) -> Tensor:
         values, scale = self._values(weight), self._weight_scale(weight)

@@ -236,11 +236,12 @@ def _power(error: Array, covariance: Array) -> Array:
 def feed_back(wanted: Array, covariance: Array, damping: float, qmax: int, *, pairs: bool) -> Array:
     """Integers (groups, rows, k) near `wanted` whose errors cancel in the output, by `covariance` (groups, k, k).
 
-    `damping` is a share of the mean variance of each group.
+    `damping` is a share of the mean variance of each group. What is zero was pruned, and stays zero.
     """
     groups, rows, length = wanted.shape
     order = _order(covariance, pairs=pairs)
     ordered = np.take_along_axis(wanted, order[:, np.newaxis, :], axis=2)
+    pruned = ordered == 0
     square = np.take_along_axis(covariance, order[:, :, np.newaxis], axis=1)
     square = np.take_along_axis(square, order[:, np.newaxis, :], axis=2)
     upper = _factor(square, damping)
@@ -249,12 +250,12 @@ def feed_back(wanted: Array, covariance: Array, damping: float, qmax: int, *, pa
         end = min(start + _PANEL, length)
         errors = np.empty((groups, rows, end - start))
         for at in range(start, end):
-            column = ordered[:, :, at]
+            pair = np.where(pruned[:, :, at : at + 2], 0.0, ordered[:, :, at : at + 2])
             if pairs:
-                chosen[:, :, at] = _within_pair(ordered, chosen, at, qmax)
+                chosen[:, :, at] = _within_pair(pair, chosen, at, qmax)
             else:
-                chosen[:, :, at] = np.clip(np.rint(column), -qmax, qmax)
-            error = (column - chosen[:, :, at]) / upper[:, at, at, np.newaxis]
+                chosen[:, :, at] = np.clip(np.rint(pair[..., 0]), -qmax, qmax)
+            error = (ordered[:, :, at] - chosen[:, :, at]) / upper[:, at, at, np.newaxis]
             errors[:, :, at - start] = error
             ordered[:, :, at + 1 : end] -= error[:, :, np.newaxis] * upper[:, np.newaxis, at, at + 1 : end]
         ordered[:, :, end:] -= np.matmul(errors, upper[:, start:end, end:])
@@ -262,15 +263,17 @@ def feed_back(wanted: Array, covariance: Array, damping: float, qmax: int, *, pa
     return np.take_along_axis(chosen, back[:, np.newaxis, :], axis=2)
 
 
-def _within_pair(ordered: Array, chosen: Array, at: int, qmax: int) -> Array:
-    """The integers of one column: a pair's first weight leaves the second what the limit needs, as `repair` shares."""
+def _within_pair(pair: Array, chosen: Array, at: int, qmax: int) -> Array:
+    """The integers of column `at`, first of `pair`: a pair's first weight leaves its second what the limit needs.
+
+    `repair` says how they share.
+    """
     if at % 2 == 0:
-        pair = ordered[:, :, at : at + 2]
         return repair(pair.reshape(-1, pair.shape[-1]), qmax).reshape(pair.shape)[..., 0]
     first = chosen[:, :, at - 1]
     low = np.maximum(-qmax, -LIMIT - np.minimum(first, 0))
     high = np.minimum(qmax, LIMIT - np.maximum(first, 0))
-    return np.clip(np.rint(ordered[:, :, at]), low, high)
+    return np.clip(np.rint(pair[..., 0]), low, high)
 
 
 def _order(covariance: Array, *, pairs: bool) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -84,3 +85,14 @@ def test_an_input_that_is_always_zero_keeps_its_weight() -> None:
     found = descend(one, start, 0.03, sweeps=2)
     assert torch.equal(found[..., 7], start[..., 7])
     assert pytest.approx(0) == float((found[..., 7] - start[..., 7]).abs().max())
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_pruned_weight_stays_zero(paired: bool) -> None:
+    whole = problem(4, paired=paired)
+    pruned = torch.rand(whole.weights.shape, generator=torch.Generator().manual_seed(0)) < 0.8
+    sparse = replace(whole, weights=whole.weights.masked_fill(pruned, 0.0))
+    start = torch.round(sparse.weights / sparse.scale / (2 if paired else 1))
+    found = descend(sparse, start, 0.03, sweeps=3)
+    assert (found[pruned] == 0).all()
+    assert not torch.equal(found, start)

@@ -113,6 +113,48 @@ def test_it_still_does_after_training(
 
 
 @pytest.mark.parametrize("learn_scales", [False, True])
+def test_biases_ship_as_the_integers_that_were_trained(
+    model: ir.Model, quantized: Quantized, learn_scales: bool
+) -> None:
+    plan, _ = quantized(model)
+    graph = FakeQuantGraph(model, plan, learn_scales=learn_scales, fixed=["x", "z"])
+    parameters = dict(graph.named_parameters())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name in [each for each in parameters if each.endswith("_factor") or each.startswith("factor_")]:
+            parameters[name].uniform_(-1, 1)
+    for _ in range(100):  # between two integers so large that float32 rounds them as it likes
+        with torch.no_grad():
+            for name in [each for each in parameters if each.startswith("bias_") and not each.endswith("_factor")]:
+                parameters[name].uniform_(-1000, 1000)
+            trained, written = graph.given(), graph.plan().biases
+        for key, constant in written.items():
+            ran = trained[f"{key}__bias__dq"].numpy().astype(np.float64) / constant.params.scale
+            np.testing.assert_array_equal(np.rint(ran), constant.integers)
+
+
+@pytest.mark.parametrize("weights", ["full", "pair_limited"])
+@pytest.mark.parametrize("start", ["float", "plan"])
+def test_pruned_weights_stay_zero(build: Build, quantized: Quantized, weights: Any, start: Any) -> None:
+    rng = np.random.default_rng(3)
+    dense = {"w": (8, 4, 3, 3), "v": (5, 8)}
+    sparse = {name: rng.normal(size=size) * (rng.random(size) < 0.3) for name, size in dense.items()}
+    layers = "a = Conv (x, w) p = GlobalAveragePool (a) f = Flatten (p) y = Gemm <transB=1> (f, v)"
+    model = build(f"(float[1,4,8,8] x) => (float[1,5] y) {{ {layers} }}", **sparse)
+    plan, _ = quantized(model, weights=weights)
+    graph = FakeQuantGraph(model, plan, weights, start=start)
+    optimizer = torch.optim.Adam(graph.parameters(), lr=2.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (graph({"x": torch.from_numpy(inputs(8))})["y"] - 1).square().mean().backward()
+        optimizer.step()
+    trained = graph.plan()
+    assert trained.digest() != plan.digest()
+    for name, values in sparse.items():
+        assert (trained.weights[name].integers[values == 0] == 0).all()
+
+
+@pytest.mark.parametrize("learn_scales", [False, True])
 def test_one_weight_scale_per_tensor_is_trained_like_many(
     model: ir.Model, quantized: Quantized, rules: QuantRules, run_exactly: Run, learn_scales: bool
 ) -> None:

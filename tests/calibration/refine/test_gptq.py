@@ -162,6 +162,16 @@ def test_inputs_that_never_vary_leave_plain_rounding() -> None:
     assert np.array_equal(feed_back(wanted, np.zeros((2, 7, 7)), 0.01, 127, pairs=False), np.rint(wanted))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_pruned_weight_stays_zero(pairs: bool) -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.uniform(-60, 60, (2, 5, 65)) * (rng.random((2, 5, 65)) < 0.4)
+    x = rng.normal(size=(2, 50, 3)) @ rng.normal(size=(2, 3, 65))
+    found = feed_back(wanted, x.transpose(0, 2, 1) @ x / 50, 1e-4, 127, pairs=pairs)
+    assert (found[wanted == 0] == 0).all()
+    assert not np.array_equal(found, np.rint(wanted))
+
+
 def test_moments_that_were_not_collected_are_a_defect_that_is_named(model: ir.Model, quantized: Any) -> None:
     plan, _ = quantized(model)
     with pytest.raises(StageError, match="no moments of tensor"):
