@@ -149,8 +149,8 @@ class FakeQuantGraph(nn.Module):
             biases = dict(self._plan.biases)
             for bias in self._biases:
                 scale = self._bias_scale(bias)
-                integers = torch.round(self._values(bias) / scale)  # those of `given`, not what float64 would round to
-                layer = replace(bias.layer, bias=(integers.double() * scale).cpu().numpy())
+                rounded = torch.round(self._values(bias) / scale)  # as in `given`: float64 may round elsewhere
+                layer = replace(bias.layer, bias=(rounded.double() * scale).cpu().numpy())
                 step, params = float(activations[bias.source].scale), constants[bias.weight.key].params
                 biases[bias.key] = quantize_bias(layer, step, params, biases[bias.key].params.spec)
         return replace(self._plan, activations=activations, weights=constants, biases=biases)

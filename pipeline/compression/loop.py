@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
@@ -26,7 +27,6 @@ from edgeship.pipeline.compression.averaging import Average
 from edgeship.pipeline.compression.batches import Batch, Batches, Share
 from edgeship.pipeline.compression.captured import Captured, can_capture
 from edgeship.pipeline.compression.checkpoint import (
-    FILE,
     Position,
     random_state,
     read_checkpoint,
@@ -35,12 +35,16 @@ from edgeship.pipeline.compression.checkpoint import (
     seeded,
     write_checkpoint,
 )
+from edgeship.pipeline.compression.divergence import diverged, listed, not_finite
 from edgeship.pipeline.compression.interruption import Interruption
 from edgeship.pipeline.compression.metrics import EpochMetrics, write_metrics
 from edgeship.pipeline.compression.mixing import MixedBatches
 from edgeship.pipeline.compression.optimizer import learning_rate, make_optimizer
 from edgeship.pipeline.compression.synchronized import release_batch_norm, synchronize_batch_norm
 from edgeship.pipeline.training_section import Training
+
+_SHARED = DistributedDataParallelKwargs(find_unused_parameters=True)
+"""Processes wait for the gradient of each parameter, and a step may use fewer: an auxiliary head, a skipped block."""
 
 
 class Loss(Protocol):
@@ -99,8 +103,9 @@ def train(run: Run) -> list[EpochMetrics]:
 
     It is trained on the fastest device there is, and comes back to the one it was on.
 
-    Raises StageError naming the step whose loss is not finite (the last checkpoint is kept), InputError for data that
-    does not fit or a checkpoint of another run, KeyboardInterrupt after a checkpoint when interrupted.
+    Raises StageError naming the step whose loss is not finite, or after which weights are not (the last checkpoint
+    is kept), InputError for data that does not fit or a checkpoint of another run, KeyboardInterrupt after a checkpoint
+    when interrupted.
     """
     with _deterministic(), Interruption() as interruption:
         training = _Training(run, interruption)
@@ -119,7 +124,9 @@ def make_accelerator(precision: str = "float32") -> Accelerator:
     if precision == "float16" and not torch.cuda.is_available():
         raise InputError('precision = "float16" needs a GPU; accepted here: "auto", "float32", "bfloat16"')
     # without a GPU `cpu` must be said: accelerate joins processes on CPUs only then
-    return Accelerator(mixed_precision=kinds[precision], cpu=not torch.accelerator.is_available())
+    return Accelerator(
+        mixed_precision=kinds[precision], cpu=not torch.accelerator.is_available(), kwargs_handlers=[_SHARED]
+    )
 
 
 def _fastest_precision() -> str:
@@ -151,6 +158,7 @@ class _Training:
         self._kept = {**run.settings.model_dump(mode="json"), "steps": run.data.steps, **run.identity}
         if run.epochs:
             self._kept["part"] = list(run.epochs)
+        self._never_finite = not_finite(run.model)
         self._format, self._home = _fastest_format(run.model), next(run.model.parameters()).device
         run.model.to(self._accelerator.device, memory_format=self._format)  # type: ignore[call-overload]  # torch's stub lacks this form
         model = synchronize_batch_norm(run.model, self._accelerator)
@@ -198,11 +206,13 @@ class _Training:
                 self._random = None
             self._step(batch)
             if self._stop_asked():
+                self._check_weights()
                 self._save()
                 raise KeyboardInterrupt
         self._random = None
         for hook in run.hooks:
             hook.epoch_ends(run.model, position.epoch)
+        self._check_weights()
         self._finish_epoch()
 
     def _step(self, batch: Batch) -> None:
@@ -220,7 +230,7 @@ class _Training:
             loss, scores = run.loss(self._model, mine)
         value = float(self._accelerator.reduce(loss.detach().float(), "mean"))
         if not math.isfinite(value):
-            raise StageError(self._not_finite(value, rate))
+            raise self._diverged(f"the loss is {value} at", ahead=1)
         self._accelerator.backward(loss)
         if self._settings.clip_norm is not None:
             self._accelerator.clip_grad_norm_(run.model.parameters(), self._settings.clip_norm)
@@ -264,17 +274,16 @@ class _Training:
             metrics.validation_top1 = top1(judged, self._run.validation, self._accelerator)
         position.history.append(asdict(metrics))
 
-    def _not_finite(self, value: float, rate: float) -> str:
-        position = self._position
-        step = position.epoch * self._run.data.steps + position.step + 1
-        kept = self._run.folder / FILE
-        rest = (
-            f"the checkpoint of epoch {position.epoch} is kept in {kept}" if kept.exists() else "no epoch was finished"
-        )
-        return (
-            f"training: the loss is {value} at step {step} (epoch {position.epoch + 1}, batch {position.step + 1}, "
-            f"learning rate {rate:.3g}); {rest}; accepted: finite numbers: try a smaller lr, warmup_epochs, clip_norm"
-        )
+    def _check_weights(self) -> None:
+        """After a step whose loss was finite its gradient need not have been."""
+        broken = not_finite(self._run.model) - self._never_finite
+        if broken:
+            raise self._diverged(f"{listed(broken)} held NaN or infinities after")
+
+    def _diverged(self, seen: str, *, ahead: int = 0) -> StageError:
+        """The error, `ahead` steps after the last one that was done."""
+        at = replace(self._position, step=self._position.step + ahead)
+        return diverged(seen, self._run.folder, at, self._run.data.steps, self._optimizer.param_groups[0]["lr"])
 
     def _stop_asked(self) -> bool:
         if self._share.count == 1:
@@ -326,19 +335,25 @@ class _Training:
 def top1(model: nn.Module, data: Batches, accelerator: Accelerator | None = None) -> float | None:
     """The share of right answers in percent, every process judging some of the batches; None without labels.
 
-    A loader that draws numbers draws the same ones each time.
+    A loader that draws numbers draws the same ones each time. Raises StageError for scores that are NaN.
     """
     accelerator = accelerator or make_accelerator()
     share = share_of(accelerator)
     was_training = model.training
     model.to(accelerator.device).eval()
-    counts = torch.zeros(2, dtype=torch.float64)
+    counts = torch.zeros(3, dtype=torch.float64)
     for number, batch in enumerate(data.epoch(0)):
         if number % share.count == share.index and batch.labels is not None:
-            right = (scores_of(model(batch.inputs.to(accelerator.device))).argmax(1).cpu() == batch.labels).sum()
-            counts += torch.tensor([float(right), float(len(batch.labels))])
+            scores = scores_of(model(batch.inputs.to(accelerator.device))).cpu()
+            right, broken = (scores.argmax(1) == batch.labels).sum(), scores.isnan().any(1).sum()
+            counts += torch.tensor([float(right), float(len(batch.labels)), float(broken)])
     model.train(was_training)
-    right_all, total = accelerator.reduce(counts.to(torch.float32).to(accelerator.device), "sum").tolist()
+    right_all, total, nan = accelerator.reduce(counts.to(torch.float32).to(accelerator.device), "sum").tolist()
+    if nan:
+        raise StageError(
+            f"the network's scores are NaN for {nan:.0f} of the {total:.0f} samples that judge it; accepted: numbers "
+            "(where it was trained: try a smaller lr, warmup_epochs, clip_norm)"
+        )
     return 100 * right_all / total if total else None
 
 

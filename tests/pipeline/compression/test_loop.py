@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, LoaderBatches
 from edgeship.pipeline.compression.classification import Classification
-from edgeship.pipeline.compression.loop import Hook, Run, make_accelerator, train
+from edgeship.pipeline.compression.loop import Hook, Run, make_accelerator, top1, train
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
 from edgeship.pipeline.compression.optimizer import learning_rate, make_optimizer
 from edgeship.pipeline.training_section import Training
@@ -221,6 +221,50 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     assert kept["position"]["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
     assert time.monotonic() - started < 60
+
+
+class Sharp(torch.autograd.Function):
+    """The identity with a slope of NaN, such as the square root of a square has at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        return grads[0] * float("nan")  # type: ignore[no-any-return]  # torch leaves gradients untyped
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_weights_that_are_no_numbers_are_never_kept(make_net: Make, striped: Make, tmp_path: Path, epoch: int) -> None:
+    last = 8 * epoch  # the last step of the epoch: no loss is computed with what it leaves
+
+    class Poisoned(Classification):
+        calls = 0
+
+        def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+            self.calls += 1
+            loss, scores = super().__call__(model, batch)
+            return Sharp.apply(loss) if self.calls == last else loss, scores
+
+    rest = r"checkpoint of epoch 1 is kept" if epoch == 2 else r"no epoch of run was finished"
+    wanted = rf"0\.weight, .*and \d+ more held NaN or infinities after step {last} \(epoch {epoch}, batch 8, .*{rest}"
+    with pytest.raises(StageError, match=wanted):
+        train(Run(make_net(), Poisoned(), striped(), SETTINGS, tmp_path / "run"))
+    kept = tmp_path / "run" / "checkpoint.pt"
+    assert kept.exists() == (epoch == 2)
+    if epoch == 2:
+        state = torch.load(kept, weights_only=True)
+        assert state["position"]["epoch"] == 1
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_network_whose_scores_are_no_numbers_is_not_judged(make_net: Make, striped: Make) -> None:
+    net = make_net()
+    with torch.no_grad():
+        net[-1].weight[0] = float("nan")
+    with pytest.raises(StageError, match=r"scores are NaN for 128 of the 128 samples that judge it; accepted: numbers"):
+        top1(net, striped())
 
 
 def test_a_checkpoint_of_another_model_or_other_settings_is_refused(

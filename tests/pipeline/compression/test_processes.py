@@ -24,10 +24,20 @@ from edgeship.pipeline.compression.loop import Run, make_accelerator, train
 from edgeship.pipeline.training_section import Training
 
 torch.manual_seed(1)
-net = nn.Sequential(
-    nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-    nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-)  # no bias before BatchNorm: its gradient is rounding noise, which AdamW makes steps of
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+        )  # no bias before BatchNorm: its gradient is rounding noise, which AdamW makes steps of
+        self.helper = nn.Linear(128, 4)  # as an auxiliary classifier: the loss asks for the first output alone
+
+    def forward(self, x):
+        for layer in list(self)[:7]:
+            x = layer(x)
+        return (self[7](x), self.helper(x)) if self.training else self[7](x)
+
+net = Net()
 images, labels = striped_images()
 data = ArrayBatches(images, labels, 16, (100.0,), (60.0,), Augmentation(flip=True, shift=1))
 settings = Training(epochs=2, batch_size=16, ema=0.5, clip_norm=1.0, precision="float32", optimizer=sys.argv[3])
