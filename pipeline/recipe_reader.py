@@ -98,6 +98,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_names(path: Path, recipe: Recipe) -> None:
     """Raises InputError for gates, targets or algorithms that do not exist: they are names, not types."""
+    from edgeship.pipeline.recipe_loaders import loader_problems
     from edgeship.pipeline.recipe_quantize import quantize_problems
     from edgeship.targets.base import names
 
@@ -116,7 +117,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         *quantize_problems(recipe),
         *_channel_problems(recipe),
     ]
-    problems += [*_device_problems(recipe), *_compress_problems(recipe, known)]
+    problems += [*_device_problems(recipe), *_compress_problems(recipe, known), *loader_problems(recipe)]
     if not problems:
         problems += _qat_problems(recipe)
     if problems:

@@ -87,7 +87,12 @@ class Data(Section):
     loaders: Place | None = Field(
         default=None,
         description="PATH.py:function in place of `training`: returns a loader of batches (inputs, labels), or two, "
-        "the second of which is held out",
+        "the second of which is held out; it makes batches, preprocesses and varies images itself",
+    )
+    loader_files: tuple[Place, ...] = Field(
+        default=(),
+        description="files and folders that `loaders` reads: when they change, training starts anew. Nothing else "
+        "tells that they did",
     )
     evaluation_samples: PositiveInt | None = Field(
         default=None, description="judge with this many, drawn with `seed`; all"

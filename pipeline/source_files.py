@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgeship.calibration.errors import InputError
 
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
@@ -20,8 +22,37 @@ def source_files(recipe: Recipe) -> Sequence[Path]:
 
 
 def loader_files(recipe: Recipe) -> Sequence[Path]:
-    """What `data.loaders` names, with its neighbours."""
-    return [] if recipe.data.loaders is None else factory_files(recipe, recipe.data.loaders, "data.loaders")
+    """What `data.loaders` names, with its neighbours, and what `data.loader_files` says that it reads."""
+    if recipe.data.loaders is None:
+        return []
+    return [*factory_files(recipe, recipe.data.loaders, "data.loaders"), *_read_by_loaders(recipe).values()]
+
+
+def loader_names(recipe: Recipe) -> Sequence[str]:
+    """The function of `data.loaders` and what the files that it reads are called: class folders say classes, too."""
+    return [] if recipe.data.loaders is None else [recipe.data.loaders, *_read_by_loaders(recipe)]
+
+
+def _read_by_loaders(recipe: Recipe) -> Mapping[str, Path]:
+    """The files of `data.loader_files` by name, beside the recipe or else below `data.root`.
+
+    Raises InputError for what is not there.
+    """
+    from edgeship.calibration.samples.file_tree import DiskTree
+
+    found: dict[str, Path] = {}
+    for text in recipe.data.loader_files:
+        places = (recipe.resolve(text, "data.loader_files"), recipe.data_root / text)
+        path = next((place for place in places if place.exists()), None)
+        if path is None:
+            looked = " and ".join(str(place) for place in dict.fromkeys(places))
+            raise InputError(
+                f"{recipe.path.name}: data.loader_files: {text!r} does not exist; looked for {looked}; accepted: "
+                "files, and folders of files"
+            )
+        inside = DiskTree(path).files() if path.is_dir() else None
+        found |= {text: path} if inside is None else {f"{text}/{name}": path / name for name in inside}
+    return found
 
 
 def teacher_files(recipe: Recipe) -> Sequence[Path]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.models import require_training
-from edgeship.pipeline.source_files import loader_files, source_files, teacher_files
+from edgeship.pipeline.source_files import loader_files, loader_names, source_files, teacher_files
 from edgeship.pipeline.stage import Stage, StageContext
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
     return {
         **recipe.dump("model", "input", "compress", "benchmark"),
         "targets": list(targets),
-        "loaders": recipe.data.loaders,
+        "loaders": list(loader_names(recipe)),
         "training": None if recipe.data.training is None else recipe.data_digest("training"),
         "evaluation": None if recipe.data.evaluation is None else recipe.data_digest("evaluation"),
     }

@@ -172,8 +172,10 @@ def _training_settings(recipe: Recipe) -> Any:
     teacher = distill.model_dump(mode="json") if distill and settings.objective == "teacher" else None
     if settings.data == "calibration":
         return [teacher]
+    from edgeship.pipeline.source_files import loader_names
+
     digest = None if recipe.data.training is None else recipe.data_digest("training")
-    return [teacher, digest, recipe.data.loaders, recipe.dump("input")]
+    return [teacher, digest, list(loader_names(recipe)), recipe.dump("input")]
 
 
 def _files(recipe: Recipe) -> Sequence[Path]:

@@ -94,6 +94,9 @@ lr = 0.05
 runs = 5
 warmup = 1
 """
+WITH_LOADERS = RECIPE.replace('training = "train.npz"', 'loaders = "loaders.py:loaders"').replace(
+    "batch_size = 16\n", ""
+)
 
 
 @pytest.fixture
@@ -326,7 +329,7 @@ def test_a_killed_run_is_not_taken_for_one_that_was_asked_for_something_else(fol
 
 
 def test_what_a_shuffled_loader_shows_first_is_the_same_each_time(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(RECIPE.replace('training = "train.npz"', 'loaders = "loaders.py:loaders"'))
+    (folder / "recipe.toml").write_text(WITH_LOADERS)
     recipe = recipe_of(folder, "compress.prune.ratio=0.4", "compress.prune.batches=1", "compress.training.epochs=1")
     assert recipe.compress is not None
     own = "    with torch.random.fork_rng():\n        torch.manual_seed(3)\n        return Net(classes)\n"
@@ -432,7 +435,7 @@ def test_train_fine_tunes_without_pruning(folder: Path) -> None:
 
 
 def test_a_loader_of_the_user_trains_as_well(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(RECIPE.replace('training = "train.npz"', 'loaders = "loaders.py:loaders"'))
+    (folder / "recipe.toml").write_text(WITH_LOADERS)
     done = run("train", folder / "recipe.toml", "-o", folder / "out", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["after"]["top1"] > 50
