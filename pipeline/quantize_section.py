@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from edgeship.pipeline.compress_sections import Distill
 from edgeship.pipeline.recipe_fields import NonNegative, Positive, Range
 from edgeship.pipeline.section import Section
 from edgeship.pipeline.training_section import Training
@@ -95,8 +96,13 @@ class Qat(Training):
     )
     objective: Literal["distill", "labels", "teacher"] = Field(
         default="distill",
-        description="distill: the float model's outputs, no labels needed; labels: the classes; teacher: as "
-        "[compress.distill] says (its scores, not its features)",
+        description="distill: the float model's outputs, no labels needed; labels: the classes; teacher: a larger "
+        "model's scores, as `distill` says, or without it [compress.distill]",
+    )
+    distill: Distill | None = Field(
+        default=None,
+        description="[quantize.qat.distill]: the teacher, for models that [compress] does not train; its scores, not "
+        "its features",
     )
     data: Literal["calibration", "training"] = Field(
         default="calibration", description="what is trained on: the calibration samples, or data.training"
@@ -104,6 +110,18 @@ class Qat(Training):
     learn_scales: bool = Field(
         default=False, description="the scales of weights and activations are trained too (LSQ), within a factor of 4"
     )
+
+    @model_validator(mode="after")
+    def _scores_of_a_teacher(self) -> Self:
+        if self.distill is None:
+            return self
+        if self.objective != "teacher":
+            raise ValueError(f'no distill beside objective = "{self.objective}", which asks no teacher')
+        if self.distill.features != "none":
+            raise ValueError('distill.features = "none": a graph has no modules whose features could be matched')
+        if self.distill.cache == "always":
+            raise ValueError('distill.cache = "auto" or "never": here the teacher is asked about each batch')
+        return self
 
 
 class Quantize(Section):

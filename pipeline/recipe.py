@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.compress_sections import Compress
+from edgeship.pipeline.compress_sections import Compress, Distill
 from edgeship.pipeline.quantize_section import Quantize
 from edgeship.pipeline.recipe_fields import Name, Place
 from edgeship.pipeline.recipe_sections import (
@@ -307,6 +307,17 @@ class Recipe(Section):
         options = self.targets[target]
         asked = options.weights == "unsigned" or bool(options.keep_float)
         return self.quantize.mode in CALIBRATED_MODES and (asked or self.quantize.scheme == "auto")
+
+    @property
+    def qat_distill(self) -> tuple[str, Distill] | None:
+        """The table that names the teacher of `quantize.qat.objective = "teacher"`, and what it says; None without."""
+        settings = self.quantize.qat
+        if settings is None or settings.objective != "teacher":
+            return None
+        if settings.distill is not None:
+            return "quantize.qat.distill", settings.distill
+        own = self.compress and self.compress.distill
+        return ("compress.distill", own) if own else None
 
     def weight_schemes(self) -> tuple[WeightScheme, ...]:
         """The weight schemes that the recipe's targets need together, sorted; "full" is always among them."""

@@ -218,11 +218,13 @@ def _qat_problems(recipe: Recipe) -> list[str]:
             "quantize.qat.learn_scales: seen true; targets with other weights would get other activation scales, which "
             'must be the same everywhere; accepted: false, or quantize.weights = "shared" or "full"'
         )
-    if settings.objective == "teacher" and (recipe.compress is None or recipe.compress.distill is None):
+    if settings.objective == "teacher" and recipe.qat_distill is None:
         problems.append(
-            'quantize.qat.objective: seen "teacher", and there is no [compress.distill] that names one; accepted: '
-            '"distill" (from the float model), "labels", or such a table'
+            'quantize.qat.objective: seen "teacher", and there is no [quantize.qat.distill] or [compress.distill] that '
+            'names one; accepted: "distill" (from the float model), "labels", or such a table'
         )
+    mirrored = settings.distill is not None and settings.distill.mirror
+    problems += _image_problems(recipe, {"quantize.qat.distill.mirror": mirrored})
     if settings.data == "training" and (recipe.data.training is None) == (recipe.data.loaders is None):
         seen = "neither is set" if recipe.data.training is None else "both are set"
         problems.append(

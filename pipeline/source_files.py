@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgeship.calibration.errors import InputError
 
 if TYPE_CHECKING:
+    from edgeship.pipeline.compress_sections import Teacher
     from edgeship.pipeline.recipe import Recipe
 
 
@@ -55,14 +56,11 @@ def _read_by_loaders(recipe: Recipe) -> Mapping[str, Path]:
     return found
 
 
-def teacher_files(recipe: Recipe) -> Sequence[Path]:
-    """The code and the weights of the teacher in `[compress.distill]`."""
-    distill = recipe.compress.distill if recipe.compress else None
-    if distill is None:
-        return []
-    files = factory_files(recipe, distill.teacher.source, "compress.distill.teacher.source")
-    weights = distill.teacher.weights
-    return [*files, *([] if weights is None else [recipe.resolve(weights, "compress.distill.teacher.weights")])]
+def teacher_files(recipe: Recipe, where: str, teacher: Teacher) -> Sequence[Path]:
+    """The code and the weights of the teacher of the table `where`."""
+    files = factory_files(recipe, teacher.source, f"{where}.teacher.source")
+    weights = teacher.weights
+    return [*files, *([] if weights is None else [recipe.resolve(weights, f"{where}.teacher.weights")])]
 
 
 def factory_files(recipe: Recipe, source: str, field: str) -> Sequence[Path]:

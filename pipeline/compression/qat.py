@@ -202,15 +202,27 @@ def _loss(recipe: Recipe, settings: Qat, model: ir.Model) -> Loss:
         return Classification(settings.label_smoothing)
     if settings.objective == "distill":
         return Likeness(TorchGraph(model))
-    distill = recipe.compress and recipe.compress.distill
-    if not distill:
-        raise InputError('quantize.qat.objective = "teacher" is for recipes with [compress.distill]')
+    if recipe.qat_distill is None:
+        raise InputError('quantize.qat.objective = "teacher" is for recipes with [quantize.qat.distill]')
+    where, distill = recipe.qat_distill
     from edgeship.pipeline.compression.distillation import Distillation
     from edgeship.pipeline.compression.teacher import open_teacher
-    from edgeship.pipeline.compression.training_data import input_shape
 
     scores = distill.model_copy(update={"features": "none", "layers": ()})  # a graph has no modules to be tapped
-    return Distillation(scores, open_teacher(recipe, distill.teacher, input_shape(recipe)), settings.label_smoothing)
+    teacher = open_teacher(recipe, distill.teacher, _shape_of(model), where)
+    return Distillation(scores, teacher, settings.label_smoothing)
+
+
+def _shape_of(model: ir.Model) -> tuple[int, ...]:
+    """The shape of one sample; a teacher is tried on it."""
+    (value,) = (value for value in model.graph.inputs if not value.is_initializer())
+    sides = () if value.shape is None else tuple(value.shape)[1:]
+    if not sides or not all(isinstance(side, int) for side in sides):
+        raise InputError(
+            f"quantize.qat: the model's input {value.name} has the shape {value.shape}; accepted for a teacher: fixed "
+            "sizes behind the batch (input.shape)"
+        )
+    return (1, *(int(str(side)) for side in sides))
 
 
 def fixed_scales(calibration: Calibration) -> set[str]:

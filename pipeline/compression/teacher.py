@@ -77,35 +77,40 @@ def first_scores(who: str, shape: Sequence[int], scores: Callable[[Tensor], Tens
         raise InputError(f"{who} does not take an input of shape {list(shape)}: {reason}") from error
 
 
-def open_teacher(recipe: Recipe, section: TeacherSection, shape: Sequence[int]) -> Teacher:
-    """The teacher of a recipe, tried on one sample of `shape`. Raises InputError where it does not take it."""
-    teacher = _open(recipe, section)
+def open_teacher(
+    recipe: Recipe, section: TeacherSection, shape: Sequence[int], where: str = "compress.distill"
+) -> Teacher:
+    """The teacher of the recipe's table `where`, tried on one sample of `shape`.
+
+    Raises InputError where it does not take it.
+    """
+    teacher = _open(recipe, section, f"{where}.teacher")
     first_scores(f"the teacher {section.source}", shape, teacher.scores)
     return teacher
 
 
-def _open(recipe: Recipe, section: TeacherSection) -> Teacher:
+def _open(recipe: Recipe, section: TeacherSection, where: str) -> Teacher:
     from edgeship.pipeline.models import build_module
     from edgeship.pipeline.pt2 import load_exported
     from edgeship.targets.base import load
 
     place, _, factory = section.source.rpartition(":")
     if not place:
-        path = recipe.resolve(section.source, "compress.distill.teacher.source")
+        path = recipe.resolve(section.source, f"{where}.source")
         if path.suffix not in (".onnx", ".pt2"):
             raise InputError(
-                f"compress.distill.teacher.source = {section.source!r} names no factory; accepted: PATH.py:factory, "
+                f"{where}.source = {section.source!r} names no factory; accepted: PATH.py:factory, "
                 "package.module:factory, model.onnx or model.pt2"
             )
         if section.weights is not None:
-            raise InputError(f"compress.distill.teacher.weights is set, but {path.name} holds its own weights")
+            raise InputError(f"{where}.weights is set, but {path.name} holds its own weights")
         if path.suffix == ".onnx":
             return OnnxTeacher(load("onnxruntime").open(path, torch.get_num_threads()), path)
         program = load_exported(path)
         given = program.graph_signature.user_inputs
         size = next(node.meta["val"] for node in program.graph.nodes if node.name in given).shape[0]
         return TorchTeacher(program.module(check_guards=False), size if isinstance(size, int) else None)
-    source = recipe.resolve(place, "compress.distill.teacher.source") if place.endswith(".py") else place
-    weights = None if section.weights is None else recipe.resolve(section.weights, "compress.distill.teacher.weights")
+    source = recipe.resolve(place, f"{where}.source") if place.endswith(".py") else place
+    weights = None if section.weights is None else recipe.resolve(section.weights, f"{where}.weights")
     module = build_module(source, factory, section.args, weights, section.weights_key)
     return TorchTeacher(module.requires_grad_(False))

@@ -42,7 +42,9 @@ def _settings(recipe: Recipe, targets: Sequence[str]) -> Any:
 
 
 def _files(recipe: Recipe) -> Sequence[Path]:
-    return [*source_files(recipe), *loader_files(recipe), *teacher_files(recipe)]
+    distill = recipe.compress.distill if recipe.compress else None
+    teacher = teacher_files(recipe, "compress.distill", distill.teacher) if distill else []
+    return [*source_files(recipe), *loader_files(recipe), *teacher]
 
 
 STAGE = Stage("compress", (), _settings, run, files=_files, applies=lambda recipe: recipe.compress is not None)

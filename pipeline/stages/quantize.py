@@ -168,8 +168,8 @@ def _training_settings(recipe: Recipe) -> Any:
     settings = recipe.quantize.qat
     if settings is None:
         return None
-    distill = recipe.compress.distill if recipe.compress else None
-    teacher = distill.model_dump(mode="json") if distill and settings.objective == "teacher" else None
+    found = recipe.qat_distill
+    teacher = None if found is None else found[1].model_dump(mode="json")
     if settings.data == "calibration":
         return [teacher]
     from edgeship.pipeline.source_files import loader_names
@@ -185,7 +185,8 @@ def _files(recipe: Recipe) -> Sequence[Path]:
     settings = recipe.quantize.qat
     if settings is None:
         return []
-    files = teacher_files(recipe) if settings.objective == "teacher" else []
+    found = recipe.qat_distill
+    files = [] if found is None else teacher_files(recipe, found[0], found[1].teacher)
     return [*files, *(loader_files(recipe) if settings.data == "training" else [])]
 
 

@@ -32,6 +32,7 @@ from edgeship.targets.onnxruntime import open_float, open_reference
 
 SHAPE = (3, 12, 12)
 Train = Callable[..., Trained]
+TAUGHT = '[quantize.qat.distill]\nteacher.source = "teacher.onnx"\n'
 
 
 def images(count: int, seed: int) -> Any:
@@ -195,8 +196,9 @@ def test_labels_are_learnt_where_they_are_asked_for(quantized: Callable[..., Qua
     assert last > first
 
 
-def test_the_teacher_of_compression_teaches_the_integers_too(
-    tiny_models: dict[str, bytes], quantized: Callable[..., Quantized], samples: Samples, tmp_path: Path
+@pytest.mark.parametrize("table", ["compress.distill", "quantize.qat.distill"])
+def test_a_teacher_teaches_the_integers_too(
+    tiny_models: dict[str, bytes], quantized: Callable[..., Quantized], samples: Samples, tmp_path: Path, table: str
 ) -> None:
     import onnx
     from onnx import numpy_helper
@@ -207,10 +209,11 @@ def test_the_teacher_of_compression_teaches_the_integers_too(
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + prefers_first, "fc_bias"))
     onnx.save(teacher, tmp_path / "teacher.onnx")
     recipe = tmp_path / "recipe.toml"
+    source = "net.py:make" if table.startswith("compress") else "net.onnx"  # which [compress] does not train
     recipe.write_text(
-        'name = "tiny"\n[model]\nsource = "net.py:make"\n[input]\nshape = [1, 3, 12, 12]\n'
+        f'name = "tiny"\n[model]\nsource = "{source}"\n[input]\nshape = [1, 3, 12, 12]\n'
         '[data]\ncalibration = "data.npz"\ntraining = "data.npz"\nevaluation = "nowhere.npz"\n'
-        '[compress.distill]\nteacher.source = "teacher.onnx"\nweight = 1.0\ntemperature = 1.0\n'
+        f'[{table}]\nteacher.source = "teacher.onnx"\nweight = 1.0\ntemperature = 1.0\n'
         '[quantize.qat]\nobjective = "teacher"\nlr = 1.0\n[targets.onnxruntime]\nweights = "full"\n'
     )
     loaded = load_recipe(recipe)
@@ -425,7 +428,13 @@ def test_the_stage_writes_the_trained_model_and_how_it_went(
         ('[quantize]\nscheme = "auto"\n[quantize.qat]', "form of its own"),
         ('[targets.tflite]\nkeep_float = ["conv"]\n[quantize.qat]', "tflite would have a form of its own"),
         ("[quantize.qat]\nlearn_scales = true", 'quantize.weights = "shared"'),
-        ('[quantize.qat]\nobjective = "teacher"', r"no \[compress.distill\] that names one"),
+        (
+            '[quantize.qat]\nobjective = "teacher"',
+            r"no \[quantize.qat.distill\] or \[compress.distill\] that names one",
+        ),
+        (TAUGHT, 'no distill beside objective = "distill"'),
+        (f'{TAUGHT}features = "hint"\n[quantize.qat]\nobjective = "teacher"', 'distill.features = "none"'),
+        (f'{TAUGHT}cache = "always"\n[quantize.qat]\nobjective = "teacher"', 'distill.cache = "auto"'),
         ('[quantize.qat]\ndata = "training"', "data.training, data.loaders: neither is set"),
     ],
 )
