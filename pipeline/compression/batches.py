@@ -45,11 +45,11 @@ class Batch:
         return Batch(inputs, *(None if part is None else part.to(device) for part in rest))
 
     def share(self, share: Share) -> Batch:
-        """The part of the batch that one of several processes works on."""
+        """The part of the batch that one of several processes works on; parts differ by one sample at most."""
         if share.count == 1:
             return self
-        size = len(self.inputs) // share.count
-        part = slice(size * share.index, size * (share.index + 1))
+        first, end = (len(self.inputs) * place // share.count for place in (share.index, share.index + 1))
+        part = slice(first, end)
         return Batch(*(None if each is None else each[part] for each in self._parts()))  # type: ignore[arg-type]  # inputs are never None
 
     def _parts(self) -> tuple[Tensor | None, ...]:
@@ -170,12 +170,13 @@ class LoaderBatches:
 
     def __init__(self, loader: Iterable[Any], name: str, shape: Sequence[int]) -> None:
         self._loader, self._name, self._shape = loader, name, tuple(shape)
-        if not hasattr(loader, "__len__"):
+        try:
+            self._steps = len(cast(Sized, loader))
+        except TypeError as error:
             raise InputError(
                 f"{name} is a {type(loader).__name__} without a length; accepted: a DataLoader, or a sequence of "
                 "batches, that can be gone through again in each epoch"
-            )
-        self._steps = len(cast(Sized, loader))
+            ) from error
         if not self._steps:
             raise InputError(f"{name} yields nothing: its length is 0; accepted: at least one batch")
 
@@ -188,7 +189,7 @@ class LoaderBatches:
         """The batches of one pass over the loader."""
         del number  # the loader draws an order of its own from the seeded generators
         step = 0
-        for item in self._loader:
+        for item in self._items():
             if step == self._steps:
                 raise InputError(f"{self._name} yields more than the {self._steps} batches that its length promises")
             if step >= skip:
@@ -197,8 +198,28 @@ class LoaderBatches:
         if step < self._steps:
             raise InputError(f"{self._name} yields {step} batches; its length promises {self._steps}")
 
+    def _items(self) -> Iterator[Any]:
+        """What the loader yields. Raises InputError that names the loader and the batch for what it raises."""
+        step = 0
+        try:
+            for item in self._loader:
+                yield item
+                step += 1
+        except Exception as error:
+            lines = str(error).strip().splitlines() or ["no message"]
+            said = (
+                lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+            )  # a worker's has its traceback between
+            raise InputError(
+                f"{self._where(step)}: the loader failed with {type(error).__name__}: {said}; accepted: a loader that "
+                f"yields its {self._steps} batches in every epoch"
+            ) from error
+
+    def _where(self, step: int) -> str:
+        return f"{self._name}, batch {step + 1} of {self._steps}"
+
     def _batch(self, item: Any, step: int) -> Batch:
-        where = f"{self._name}, batch {step}"
+        where = self._where(step)
         parts = list(item) if isinstance(item, list | tuple) else [item]
         if len(parts) not in (1, 2):
             raise InputError(f"{where}: {len(parts)} parts; accepted: (inputs, labels), or inputs alone")

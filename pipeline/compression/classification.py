@@ -17,25 +17,30 @@ from edgeship.calibration.errors import InputError
 from edgeship.pipeline.compression.batches import Batch
 from edgeship.pipeline.compression.loop import scores_of
 
+TEACHER_ALONE = "a teacher alone (distill.weight = 1)"
+
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy with smoothed labels."""
+    """Cross-entropy with smoothed labels; `instead` is what learns without any."""
 
     label_smoothing: float = 0.0
+    instead: str = TEACHER_ALONE
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean loss and the scores. Raises InputError where labels are missing or are no classes of the model."""
         scores = scores_of(model(batch.inputs))
-        return cross_entropy(scores, batch, self.label_smoothing), scores
+        return cross_entropy(scores, batch, self.label_smoothing, self.instead), scores
 
 
-def cross_entropy(scores: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """The mean loss of scores (n, classes) against the batch's labels, in float32."""
+def cross_entropy(scores: Tensor, batch: Batch, label_smoothing: float, instead: str = TEACHER_ALONE) -> Tensor:
+    """The mean loss of scores (n, classes) against the batch's labels, in float32.
+
+    Raises InputError where there are none, with what to ask for `instead`, or they are no classes of the model.
+    """
     if batch.labels is None:
         raise InputError(
-            "the training data has no labels, and this loss learns from them; accepted: data with labels, or a teacher "
-            "alone (distill.weight = 1)"
+            f"the training data has no labels, and this loss learns from them; accepted: data with labels, or {instead}"
         )
     classes = scores.shape[1]
     low, high = int(batch.labels.min()), int(batch.labels.max())

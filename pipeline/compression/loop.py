@@ -40,7 +40,7 @@ from edgeship.pipeline.compression.interruption import Interruption
 from edgeship.pipeline.compression.metrics import EpochMetrics, write_metrics
 from edgeship.pipeline.compression.mixing import MixedBatches
 from edgeship.pipeline.compression.optimizer import learning_rate, make_optimizer
-from edgeship.pipeline.compression.synchronized import release_batch_norm, synchronize_batch_norm
+from edgeship.pipeline.compression.synchronized import release_batch_norm, synchronize_batch_norm, told_of_single_values
 from edgeship.pipeline.training_section import Training
 
 _SHARED = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -154,7 +154,6 @@ class _Training:
         self._run, self._settings, self._interruption = run, run.settings, interruption
         self._accelerator = make_accelerator(run.settings.precision)
         self._share = share_of(self._accelerator)
-        self._check_share()
         self._kept = {**run.settings.model_dump(mode="json"), "steps": run.data.steps, **run.identity}
         if run.epochs:
             self._kept["part"] = list(run.epochs)
@@ -221,13 +220,12 @@ class _Training:
         rate = learning_rate(self._settings, done, run.data.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        mine = batch.share(self._share).to(self._accelerator.device, self._format)
-        if not len(mine.inputs):
-            raise InputError(f"a batch of {len(batch.inputs)} does not divide among {self._share.count} processes")
+        mine = self._mine(batch)
         if self._capture and self._captured is None:
             self._captured = Captured(self._model, mine.inputs)
-        with self._accelerator.autocast():
+        with self._accelerator.autocast(), told_of_single_values(self._place(), len(batch.inputs)):
             loss, scores = run.loss(self._model, mine)
+        loss = loss * (len(mine.inputs) * self._share.count / len(batch.inputs))  # 1 where all shares are of one size
         value = float(self._accelerator.reduce(loss.detach().float(), "mean"))
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value} at", ahead=1)
@@ -243,6 +241,18 @@ class _Training:
         self._count(value, scores, mine)
         position.step += 1
         run.progress(done + 1, self._settings.epochs * run.data.steps, self._what())
+
+    def _mine(self, batch: Batch) -> Batch:
+        """This process's share of the batch, on its device."""
+        if len(batch.inputs) < self._share.count:
+            raise InputError(
+                f"{self._place()}: a batch of {len(batch.inputs)} has no sample for each of {self._share.count} "
+                f"processes; accepted: batches of at least {self._share.count} (a DataLoader with drop_last = True)"
+            )
+        return batch.share(self._share).to(self._accelerator.device, self._format)
+
+    def _place(self) -> str:
+        return f"training, epoch {self._position.epoch + 1}, batch {self._position.step + 1}"
 
     def _count(self, loss: float, scores: Tensor | None, batch: Batch) -> None:
         sums, size = self._position.sums, len(batch.inputs)
@@ -290,11 +300,6 @@ class _Training:
             return self._interruption.asked
         flag = torch.tensor(float(self._interruption.asked), device=self._accelerator.device)
         return bool(self._accelerator.reduce(flag, "sum") > 0)
-
-    def _check_share(self) -> None:
-        size, count = self._settings.batch_size, self._share.count
-        if size % count:
-            raise InputError(f"batch_size = {size} does not divide among {count} processes; accepted: a multiple")
 
     def _save(self) -> None:
         self._accelerator.wait_for_everyone()

@@ -199,7 +199,7 @@ def _train_plan(  # noqa: PLR0913, PLR0917 - how, what, on what, from where, and
 
 def _loss(recipe: Recipe, settings: Qat, model: ir.Model) -> Loss:
     if settings.objective == "labels":
-        return Classification(settings.label_smoothing)
+        return Classification(settings.label_smoothing, 'quantize.qat.objective = "distill"')
     if settings.objective == "distill":
         return Likeness(TorchGraph(model))
     if recipe.qat_distill is None:

@@ -39,6 +39,7 @@ from edgeship.pipeline.compression.fading import Leaving
 from edgeship.pipeline.compression.importance import channel_scores, gather
 from edgeship.pipeline.compression.loop import Loss, make_accelerator, process_state
 from edgeship.pipeline.compression.structured import Goal, check_skip, cut, fewest_kept, prunable, sizes_in
+from edgeship.pipeline.compression.synchronized import told_of_single_values
 
 Tell = Callable[[int, int, str], None]
 
@@ -244,7 +245,11 @@ def _removed(gone: Sequence[Candidate]) -> Removed:
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
-    return sum(float(loss(model, batch)[0]) for batch in batches) / len(batches)
+    total = 0.0
+    for place, batch in enumerate(batches, 1):
+        with told_of_single_values(f"ranking, batch {place}", len(batch.inputs)):
+            total += float(loss(model, batch)[0])
+    return total / len(batches)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ torch's SyncBatchNorm does so on GPUs and refuses CPUs; there the same statistic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeship.calibration.errors import InputError
 
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -36,6 +40,23 @@ def release_batch_norm(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer.__dict__.get("forward"), _Synchronized):
             del layer.__dict__["forward"]
+
+
+@contextmanager
+def told_of_single_values(where: str, size: int) -> Iterator[None]:
+    """A forward pass of the batch that `where` names, of `size` samples.
+
+    Raises InputError where a channel of it has a single value, which has no variance.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"{where}: a batch of {size} has a single value in a channel of a BatchNorm layer, and its variance is "
+            "taken over several; accepted: batches of 2 samples or more (a DataLoader with drop_last = True)"
+        ) from error
 
 
 class _Synchronized:

@@ -98,8 +98,9 @@ def _same_length(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple
 
 
 def _decoded(samples: Samples, path: Path, dtype: np.dtype[Any], tell: Tell) -> np.ndarray[Any, Any]:
-    """All samples in one array mapped from the file, which is made unless it is there."""
-    if not path.exists():
+    """All samples in one array mapped from the file, which is made unless it is there and whole."""
+    kept = _whole(path, len(samples), dtype)
+    if kept is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         array: np.memmap[Any, Any] | None = None
@@ -114,7 +115,17 @@ def _decoded(samples: Samples, path: Path, dtype: np.dtype[Any], tell: Tell) -> 
             raise InputError("the training data holds no samples")
         array.flush()
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's stub says Any
+        kept = np.load(path, mmap_mode="r")
+    return kept
+
+
+def _whole(path: Path, count: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+    """The array in the file; None where there is none, or the file was cut short."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.dtype == dtype and found.shape[:1] == (count,) else None
 
 
 def _from_loaders(recipe: Recipe, shape: tuple[int, ...]) -> TrainingData:

@@ -447,6 +447,22 @@ def test_a_loader_of_the_user_trains_as_well(folder: Path) -> None:
             compress(recipe, recipe.compress, folder / function, tell)
 
 
+@pytest.mark.parametrize("left", [0, 40, 1000])
+def test_pixels_whose_file_was_cut_short_are_decoded_anew(left: int, folder: Path) -> None:
+    recipe = recipe_of(folder)
+    assert recipe.compress is not None
+
+    def opened() -> np.ndarray[Any, Any]:
+        found = open_training_data(recipe, recipe.compress.training, folder / "kept", tell)
+        return np.array(found.training.values)  # a copy: what is mapped from a file must not be cut
+
+    whole = opened()
+    (kept,) = (folder / "kept").glob("training-*.npy")
+    kept.write_bytes(kept.read_bytes()[:left])
+    assert np.array_equal(opened(), whole)
+    assert [path.name for path in (folder / "kept").glob("*training*")] == [kept.name]
+
+
 def test_images_are_trained_on_as_they_will_be_preprocessed(tmp_path: Path) -> None:
     from PIL import Image
 

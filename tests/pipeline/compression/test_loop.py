@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeship.calibration.errors import InputError, StageError
-from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, LoaderBatches
+from edgeship.pipeline.compression import loop
+from edgeship.pipeline.compression.batches import ArrayBatches, Augmentation, Batch, LoaderBatches, Share
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.loop import Hook, Run, make_accelerator, top1, train
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
@@ -312,6 +314,78 @@ def test_a_loader_that_yields_the_wrong_things_is_told_so(
 def test_a_generator_is_no_loader(make_net: Make) -> None:
     with pytest.raises(InputError, match="generator without a length"):
         LoaderBatches((item for item in [1]), "loaders", (1, 3, 8, 8))
+
+
+def test_a_loader_whose_length_is_unknown_is_told_so() -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]  # of anything
+        def __iter__(self) -> Any:
+            return iter([torch.zeros(3, 8, 8)])
+
+    loader = torch.utils.data.DataLoader(Stream())
+    with pytest.raises(InputError, match="data is a DataLoader without a length; accepted: a DataLoader, or a seq"):
+        LoaderBatches(loader, "data", (1, 3, 8, 8))
+
+
+class Broken(torch.utils.data.Dataset):  # type: ignore[type-arg]  # of anything
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, place: int) -> Any:
+        if place == 40:
+            raise ValueError("disk gone")
+        return torch.zeros(3, 8, 8), place % 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_fails_is_named_with_the_batch_and_what_it_said(
+    workers: int, make_net: Make, tmp_path: Path
+) -> None:
+    data = LoaderBatches(torch.utils.data.DataLoader(Broken(), 16, num_workers=workers), "own.py:data", (1, 3, 8, 8))
+    wanted = (
+        r"^own\.py:data, batch 3 of 3: the loader failed with ValueError: (?s:.*)disk gone; accepted: a loader that"
+    )
+    with pytest.raises(InputError, match=wanted) as error:
+        train(Run(make_net(), Classification(), data, SETTINGS, tmp_path))
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_batch_that_has_no_sample_for_each_process_is_refused(
+    make_net: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "share_of", lambda _accelerator: Share(1, 2))
+    batches = [(torch.zeros(size, 3, 8, 8), torch.zeros(size).long()) for size in (4, 1)]
+    wanted = "training, epoch 1, batch 2: a batch of 1 has no sample for each of 2 processes; accepted: batches of at"
+    with pytest.raises(InputError, match=wanted):
+        train(Run(make_net(), Classification(), LoaderBatches(batches, "own", (1, 3, 8, 8)), SETTINGS, tmp_path))
+
+
+@pytest.mark.parametrize(("size", "count"), [(16, 2), (5, 2), (7, 3), (3, 3)])
+def test_every_sample_of_a_batch_is_in_one_share(size: int, count: int) -> None:
+    batch = Batch(torch.arange(size).float().view(-1, 1), torch.arange(size))
+    shares = [batch.share(Share(place, count)) for place in range(count)]
+    assert torch.equal(torch.cat([each.inputs for each in shares]), batch.inputs)
+    assert [label for each in shares if each.labels is not None for label in each.labels.tolist()] == list(range(size))
+    sizes = {len(each.inputs) for each in shares}
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_take_is_named(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    batches = [(torch.zeros(size, 3, 8, 8), torch.zeros(size).long()) for size in (8, 1)]
+    wanted = (
+        "^training, epoch 1, batch 2: a batch of 1 has a single value in a channel .*accepted: batches of 2 samples"
+    )
+    with pytest.raises(InputError, match=wanted):
+        train(Run(net, Classification(), LoaderBatches(batches, "own", (1, 3, 8, 8)), SETTINGS, tmp_path))
+
+
+def test_a_network_that_raises_is_not_taken_for_a_batch_of_one(make_net: Make, striped: Make, tmp_path: Path) -> None:
+    net = make_net()
+    net.forward = Mock(side_effect=ValueError("expected 4D input"))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        train(Run(net, Classification(), striped(), SETTINGS, tmp_path))
 
 
 def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own(striped: Make) -> None:

@@ -44,8 +44,9 @@ class Net(nn.Sequential):
 
 net = Net()
 images, labels = striped_images()
-data = ArrayBatches(images, labels, 16, (100.0,), (60.0,), Augmentation(flip=True, shift=1))
-settings = Training(epochs=2, batch_size=16, ema=0.5, clip_norm=1.0, precision="float32", optimizer=sys.argv[3])
+batch_size = int(sys.argv[5])
+data = ArrayBatches(images, labels, batch_size, (100.0,), (60.0,), Augmentation(flip=True, shift=1))
+settings = Training(epochs=2, ema=0.5, clip_norm=1.0, precision="float32", optimizer=sys.argv[3])
 settings = settings.model_copy(update={"lr": float(sys.argv[4]), "mixup": 0.4, "cutmix": 1.0, "mix_share": 0.5})
 history = train(Run(net, Classification(), data, settings, Path(sys.argv[2]), validation=data))
 accelerator = make_accelerator()
@@ -135,15 +136,18 @@ def test_two_processes_of_the_command_give_the_network_of_one(striped: Callable[
         torch.testing.assert_close(same[name], value, rtol=1e-3, atol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("muon", 0.005)])
-def test_two_processes_give_the_result_of_one(optimizer: str, rate: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "size"),
+    [("sgd", 0.05, 5), ("muon", 0.005, 16)],  # of 5 samples one process has 2, the other 3
+)
+def test_two_processes_give_the_result_of_one(optimizer: str, rate: float, size: int, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     found = []
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
-        done = launched(count, str(program), str(HERE), str(folder), optimizer, str(rate), home=tmp_path)
+        done = launched(count, str(program), str(HERE), str(folder), optimizer, str(rate), str(size), home=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(torch.load(folder / "final.pt", weights_only=True))
     one, two = found

@@ -196,6 +196,20 @@ def test_labels_are_learnt_where_they_are_asked_for(quantized: Callable[..., Qua
     assert last > first
 
 
+def test_without_labels_another_objective_is_proposed(
+    quantized: Callable[..., Quantized], samples: Samples, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'name = "tiny"\n[model]\nsource = "m.onnx"\n[data]\ncalibration = "data.npz"\n'
+        '[quantize.qat]\nobjective = "labels"\n[targets.onnxruntime]\nweights = "full"\n'
+    )
+    recipe, bare = load_recipe(tmp_path / "recipe.toml"), samples.without_labels()
+    assert recipe.quantize.qat is not None
+    wanted = r'has no labels, .*; accepted: data with labels, or quantize\.qat\.objective = "distill"$'
+    with pytest.raises(InputError, match=wanted):
+        train_quantized(recipe, recipe.quantize.qat, bare, quantized(), tmp_path / "kept", lambda *_: None)
+
+
 @pytest.mark.parametrize("table", ["compress.distill", "quantize.qat.distill"])
 def test_a_teacher_teaches_the_integers_too(
     tiny_models: dict[str, bytes], quantized: Callable[..., Quantized], samples: Samples, tmp_path: Path, table: str

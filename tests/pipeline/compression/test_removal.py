@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
-from edgeship.calibration.errors import StageError
+from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.compress_sections import Prune
+from edgeship.pipeline.compression.batches import LoaderBatches
 from edgeship.pipeline.compression.blocks import remove_blocks
 from edgeship.pipeline.compression.candidates import Candidate, Extent
 from edgeship.pipeline.compression.channels import find_channels, remove_channels
@@ -271,3 +272,22 @@ def test_what_the_last_step_cannot_do_is_told_before_anything_is_tried(
 def test_settings_that_mean_nothing_here_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Prune(kind="mixed", **settings)
+
+
+def test_a_batch_of_one_that_blocks_cannot_be_ranked_on_is_named() -> None:
+    class Vectors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x + self.inner(x))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), Vectors(), Vectors(), nn.Linear(16, 4))
+    data = LoaderBatches(
+        [(torch.ones(size, 3, 8, 8), torch.zeros(size).long()) for size in (8, 1)], "own", (1, 3, 8, 8)
+    )
+    with pytest.raises(
+        InputError, match=r"ranking, batch 2: a batch of 1 has a single value .*; accepted: batches of 2"
+    ):
+        removal(model.eval(), kind="blocks", ratio=0.5, macs=None).count(1, Classification(), data)
