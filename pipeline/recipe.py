@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -64,6 +65,7 @@ class Recipe(Section):
     release: Release = Release()
     _path: Path = PrivateAttr(default=Path("recipe.toml"))
     _digests: dict[str, str | None] = PrivateAttr(default_factory=dict)
+    _folders: dict[str, tuple[str, ...]] = PrivateAttr(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -184,6 +186,18 @@ class Recipe(Section):
         looked = " and ".join(str(place) for place in dict.fromkeys(places))
         raise InputError(f"{self.path.name}: data.{field} = {text!r} does not exist; looked for {looked}")
 
+    def class_folders(self, field: DataField) -> tuple[str, ...]:
+        """The sorted names of the class folders of `data.<field>`; none where there are none or a list has labels."""
+        from edgeship.calibration.samples.image_list import class_folders
+
+        if field not in self._folders:
+            self._folders[field] = ()
+            labelled = field == "evaluation" and self.data.labels is not None
+            with contextlib.suppress(InputError):  # whoever opens the samples is told
+                path = None if labelled else self.data_path(field)
+                self._folders[field] = () if path is None else class_folders(path)
+        return self._folders[field]
+
     def preprocessing(self, shape: Sequence[int] | None = None) -> Preprocessing:
         """How an image file becomes the model's input; `shape` is the model's own, used where the recipe has none.
 
@@ -261,6 +275,7 @@ class Recipe(Section):
         self, field: DataField, inputs: Mapping[str, Sequence[int]] | None, *, pixels: bool = False
     ) -> Samples:
         from edgeship.calibration.samples.data import open_samples
+        from edgeship.pipeline.class_order import class_order
 
         path = self.data_path(field)
         if path is None:
@@ -276,7 +291,7 @@ class Recipe(Section):
             input_name=name,
             preprocessing=preprocessing,
             labels=self.data_path("labels") if field == "evaluation" else None,
-            class_names=self.class_names,
+            class_names=class_order(self, field),
             shapes=inputs,
         )
 

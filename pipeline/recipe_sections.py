@@ -100,7 +100,7 @@ class Data(Section):
     classes: Place | None = Field(
         default=None,
         description="a text file with the names of the class folders, or of the labels in a CSV, a line for each, in "
-        "the order of the model's outputs; the folders' sorted names",
+        "the order of the model's outputs; the sorted names of the folders, of `training` where it is trained on",
     )
     labels: Place | None = Field(
         default=None, description="a CSV (file,label) that says the classes of evaluation images"

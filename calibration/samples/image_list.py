@@ -50,7 +50,7 @@ def list_folder(tree: FileTree, labelling: Labelling = Labelling()) -> list[Imag
     it names files by path in the folder, or by name alone.
     """
     classes = labelling.names
-    names = [name for name in tree.files() if name[name.rfind(".") :].lower() in SUFFIXES]
+    names = _image_names(tree)
     if not names:
         raise InputError(f"{tree.where} holds no images ({', '.join(sorted(SUFFIXES))})")
     if labelling.file is not None:
@@ -59,7 +59,7 @@ def list_folder(tree: FileTree, labelling: Labelling = Labelling()) -> list[Imag
     if depths == {0}:
         return [ImageFile(name) for name in names]
     if depths == {1}:
-        folders = sorted({name.split("/")[0] for name in names})
+        folders = _folders_of(names)
         unknown = [folder for folder in folders if folder not in classes] if classes else []
         if unknown:
             raise InputError(
@@ -74,6 +74,24 @@ def list_folder(tree: FileTree, labelling: Labelling = Labelling()) -> list[Imag
     raise InputError(
         f"{tree.where} holds images deeper than <class>/<image>: {deep}; give the folder of the class folders"
     )
+
+
+def class_folders(path: Path) -> tuple[str, ...]:
+    """The sorted names of the class folders at `path`, also in a .zip; none where something else is there, or nothing.
+
+    Raises InputError for what cannot be read.
+    """
+    tree = open_tree(path)
+    names = [] if tree is None else _image_names(tree)
+    return tuple(_folders_of(names)) if {name.count("/") for name in names} == {1} else ()
+
+
+def _image_names(tree: FileTree) -> list[str]:
+    return [name for name in tree.files() if name[name.rfind(".") :].lower() in SUFFIXES]
+
+
+def _folders_of(names: Iterable[str]) -> list[str]:
+    return sorted({name.split("/")[0] for name in names})
 
 
 def _labelled(tree: FileTree, names: Sequence[str], labels: Path, classes: Sequence[str]) -> list[ImageFile]:

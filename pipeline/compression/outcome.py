@@ -135,7 +135,7 @@ def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -
     if not state.is_main_process:
         tell = _silent  # the first process speaks for all
     with _made(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        facts = write_outcome(recipe, section, tuple(recipe.targets), Path(temporary), kept, tell)
+        facts = write_outcome(asked, section, tuple(recipe.targets), Path(temporary), kept, tell)
         if state.is_main_process:
             for path in sorted(Path(temporary).iterdir()):
                 path.replace(folder / path.name)

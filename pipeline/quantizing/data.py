@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.artifacts import input_shapes
+from edgeship.pipeline.class_order import check_class_order
 from edgeship.pipeline.judging import decides_on_classes
 from edgeship.pipeline.scoring import label_problem
 
@@ -32,6 +33,8 @@ def calibration_samples(recipe: Recipe, path: Path, model: ir.Model) -> tuple[Sa
 
     shapes = input_shapes(path)
     decides = decides_on_classes(recipe, model)
+    if decides and classes_of(model) > 1:
+        check_class_order(recipe)
     samples = recipe.calibration_samples(shapes) if decides else recipe.calibration_samples(shapes).without_labels()
     evaluation = recipe.evaluation_samples(shapes)
     expected = Expected(
