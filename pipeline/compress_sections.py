@@ -11,6 +11,8 @@ from edgeship.pipeline.training_section import Training
 
 Importance = Literal["magnitude", "taylor", "activation", "apoz"]
 """What a weight or channel can be ranked by."""
+GOALS = ("ratio", "macs", "max_bytes", "max_latency_ms")
+"""The keys that say how much is removed, of which one is set."""
 
 
 class Prune(Section):
@@ -55,7 +57,7 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        goals = [name for name in ("ratio", "macs", "max_bytes", "max_latency_ms") if getattr(self, name) is not None]
+        goals = [name for name in GOALS if getattr(self, name) is not None]
         if len(goals) != 1:
             raise ValueError("exactly one of ratio, macs, max_bytes and max_latency_ms")
         if self.kind in ("soft", "unstructured") and goals != ["ratio"]:
@@ -84,6 +86,11 @@ class Prune(Section):
         if self.fade_epochs and self.kind == "unstructured" and self.ranked_by != "magnitude":
             raise ValueError('importance = "magnitude" with fade_epochs: weights are ranked anew as they go')
         return self
+
+    @property
+    def goal(self) -> str:
+        """The key that says how much is removed."""
+        return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
     def ranked_by(self) -> Importance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 NAMED = 4
@@ -22,7 +22,10 @@ def compress_rows(facts: Mapping[str, Any]) -> list[str]:
     if "top1" in before and "top1" in after:
         lines.append(f"top-1        {before['top1']:.2f} % -> {after['top1']:.2f} %, as trained")
     if "sparsity" in after:
-        lines.append(f"zeros        {100 * after['sparsity']:.1f} % of the weights")
+        rest = f" that may go; left dense: {_named(facts['left_dense'])}" if facts["left_dense"] else ""
+        lines.append(f"zeros        {100 * after['sparsity']:.1f} % of the weights{rest}")
+    if "goal" in facts:
+        lines.append(_goal(facts["goal"]))
     for name, latency in facts.get("latency", {}).items():
         noisy = " (noisy)" if latency["noisy"] else ""
         lines.append(
@@ -32,13 +35,22 @@ def compress_rows(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, *facts["notes"]]
 
 
+def _goal(goal: Mapping[str, Any]) -> str:
+    values = (goal["limit"], goal["reached"])
+    limit, reached = (f"{each:,}" if isinstance(each, int) else f"{each:.4g}" for each in values)
+    missed = goal["name"] == "max_latency_ms" and goal["reached"] > goal["limit"]
+    return f"goal         {goal['name']} = {limit}; reached: {reached}{', missed' if missed else ''}"
+
+
+def _named(layers: Collection[str]) -> str:
+    return ", ".join(layers) if len(layers) <= NAMED else f"{len(layers)} layers"
+
+
 def _removed(facts: Mapping[str, Any]) -> list[str]:
     channels, blocks = sum(facts["cuts"].values()), facts.get("blocks", [])
     lines = []
     if channels:
-        layers = list(facts["cuts"])
-        places = ", ".join(layers) if len(layers) <= NAMED else f"{len(layers)} layers"
-        lines.append(f"removed      {channels:,} channels, from {places}")
+        lines.append(f"removed      {channels:,} channels, from {_named(facts['cuts'])}")
     if blocks:
         lines.append(f"removed      {len(blocks)} residual blocks: {', '.join(blocks)}")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,12 @@ def float_artifacts(recipe: Recipe, model: nn.Module, targets: Sequence[str]) ->
     feeds = [{given.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
     simplified = simplify_model(export_torch(session, feeds).model, feeds=feeds).model
     return {name: load(name).convert(simplified, ConvertOptions()) for name in targets}
+
+
+def latency_of(recipe: Recipe, model: nn.Module, target: str, schedule: Schedule) -> float:
+    """The median milliseconds of the model's float artifact in the target's runtime; the model stays where it is."""
+    artifact = float_artifacts(recipe, copy.deepcopy(model), [target])[target]
+    return measure_together(target, {"model": artifact}, schedule, recipe.benchmark.threads)["model"].median_ms
 
 
 def measure_together(

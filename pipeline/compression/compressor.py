@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.benchmark.measure import Schedule
 from edgeship.pipeline.compress_sections import Compress, Distill, Prune
-from edgeship.pipeline.compression.artifact import float_artifacts, measure_together
+from edgeship.pipeline.compression.artifact import latency_of
 from edgeship.pipeline.compression.batches import ArrayBatches
 from edgeship.pipeline.compression.block_pairs import block_pairs
 from edgeship.pipeline.compression.channels import Cut
@@ -30,7 +32,7 @@ from edgeship.pipeline.compression.distillation import Distillation, Tapped, tap
 from edgeship.pipeline.compression.fading import Fading
 from edgeship.pipeline.compression.importance import channel_scores, gather, weight_scores
 from edgeship.pipeline.compression.loop import Hook, Loss, Run, process_state, scores_of, top1, train
-from edgeship.pipeline.compression.masks import GradualMasks, Masks, choose_masks, maskable
+from edgeship.pipeline.compression.masks import GradualMasks, Masks, check_ratio, choose_masks, maskable, spared
 from edgeship.pipeline.compression.optimizer import check_trainable
 from edgeship.pipeline.compression.removal import Removal, Removed
 from edgeship.pipeline.compression.saved import build_dense, read_removed, write_removed
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
 LATENCY_RUNS = Schedule(60, 5, 3)
-"""How each candidate is timed while channels are removed until a latency is met."""
+"""How each candidate is timed while something is removed until a latency is met."""
+CONFIRMING_RUNS = Schedule(200, 20, 5)
+"""How the candidate that was chosen is timed, and the network that came of it."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Compressed:
     model: nn.Module
     removed: list[Removed] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
+    unmasked: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     held_out: dict[str, float] = field(default_factory=dict)
 
@@ -70,8 +75,8 @@ class Compressed:
 
     @property
     def left_dense(self) -> dict[str, str]:
-        """The layers whose channels had to stay, with the reason."""
-        return {layer: reason for each in self.removed for layer, reason in each.left_dense.items()}
+        """The layers whose channels or weights had to stay, with the reason."""
+        return {**{layer: why for each in self.removed for layer, why in each.left_dense.items()}, **self.unmasked}
 
 
 class Compressor:
@@ -133,12 +138,10 @@ class Compressor:
         """Blocks, with kind = "mixed" also channels."""
         precision = self._section.training.precision
         removal = Removal(self._result.model, self._example, prune, precision, self._tell, dense)
-        with seeded():
-            has_labels = next(iter(self._data.training.epoch(0))).labels is not None
-        loss = Classification() if has_labels else self._ranking_loss()  # a teacher would be asked again for each block
+        loss = self._removal_loss(prune)
         if prune.ratio is None:
-            last = self._goal(dense, prune, 1.0) if step == 1 < prune.steps else None
-            return removal.reach(self._goal(dense, prune, step / prune.steps), loss, self._data.training, last)
+            last = self._goal(dense, prune, prune.steps) if step == 1 < prune.steps else None
+            return removal.reach(self._goal(dense, prune, step), loss, self._data.training, last)
         whole = len(replace(removal, model=dense).blocks())
         if not round(prune.ratio * whole):
             raise InputError(
@@ -156,40 +159,40 @@ class Compressor:
         ranking = Ranking(found.groups, scores, prune, sizes_in(dense, found.groups, model))
         if prune.ratio is None:
             if step == 1 < prune.steps:  # what the last step could not do is told before the first trains
-                ranking.check_reachable(model, self._example, self._goal(dense, prune, 1.0))
-            goal = self._goal(dense, prune, step / prune.steps)
+                ranking.check_reachable(model, self._example, self._goal(dense, prune, prune.steps))
+            goal = self._goal(dense, prune, step)
             return Removed(cuts=tuple(ranking.reach(model, self._example, goal)), left_dense=found.kept)
-        if step == 1 < prune.steps:
-            ranking.remove_share(prune.ratio)
-        left = 1 - prune.ratio * (step - 1) / prune.steps  # of the channels, before this step
-        cuts = ranking.remove_share(prune.ratio / prune.steps / left)
+        if step == 1:
+            ranking.check_share(prune.ratio)
+        cuts = ranking.cuts_to(prune.ratio * step / prune.steps)
         return Removed(cuts=tuple(cuts), left_dense=found.kept)
 
-    def _goal(self, dense: nn.Module, prune: Prune, part: float) -> Goal:
-        """The goal of a step: this part of the way from the dense network to the recipe's goal."""
+    def _goal(self, dense: nn.Module, prune: Prune, step: int) -> Goal:
+        """The goal of a step: a part of the way from the dense network to the recipe's goal, which the last one is."""
+        part = step / prune.steps
         if prune.macs is not None:
             return macs_goal(dense, self._example, 1 - part * (1 - prune.macs))
         if prune.max_bytes is not None:
             whole = 4 * sum(each.numel() for each in dense.parameters())
             return bytes_goal(whole - part * (whole - prune.max_bytes))
         assert prune.max_latency_ms is not None
-        whole_ms = self._latency_ms(dense, prune)
-        return Goal(
-            "max_latency_ms",
-            whole_ms - part * (whole_ms - prune.max_latency_ms),
-            lambda model: self._latency_ms(model, prune),
-            exact=False,
-        )
+        limit, confirm = prune.max_latency_ms, None
+        if step < prune.steps:
+            whole_ms = self._latency_ms(dense, prune, LATENCY_RUNS)
+            limit = whole_ms - part * (whole_ms - limit)
+        else:
+            confirm = partial(self._latency_ms, prune=prune, schedule=CONFIRMING_RUNS)
+        meter = partial(self._latency_ms, prune=prune, schedule=LATENCY_RUNS)
+        return Goal("max_latency_ms", limit, meter, exact=False, confirm=confirm)
 
-    def _latency_ms(self, model: nn.Module, prune: Prune) -> float:
-        target = prune.latency_target
-        artifact = float_artifacts(self._recipe, copy.deepcopy(model), [target])[target]
-        return measure_together(target, {"model": artifact}, LATENCY_RUNS)["model"].median_ms
+    def _latency_ms(self, model: nn.Module, prune: Prune, schedule: Schedule) -> float:
+        return latency_of(self._recipe, model, prune.latency_target, schedule)
 
     def _prune_weights(self, prune: Prune) -> None:
         model = self._result.model
-        names = maskable(model, prune)
+        names, self._result.unmasked = maskable(model, prune), spared(model, prune)
         assert prune.ratio is not None
+        check_ratio(model, names, prune.ratio, prune.scope)
         if prune.fade_epochs:
             gradual = GradualMasks(names, prune, prune.fade_epochs * self._data.training.steps)
             self._train("training", self._section.training, [gradual])
@@ -207,6 +210,7 @@ class Compressor:
         model = self._result.model
         found = prunable(model, self._example, prune)
         hook = SoftPruning(found.groups, prune)
+        hook.check(model)
         self._train("training", self._section.training, [hook])
         cuts = hook.cuts(model)
         zero_channels(model, found.groups, cuts)
@@ -278,6 +282,23 @@ class Compressor:
         if wanted and isinstance(data, ArrayBatches) and distill.features == "none":
             loss.keep_outputs(data, self._tell)
         return loss
+
+    def _removal_loss(self, prune: Prune) -> Loss:
+        """The loss that blocks are ranked by, which judges the same batches many times: the labels' where they count.
+
+        A teacher takes longer. It judges where there are no labels, or only such as are no classes of the network and
+        not learned from (distill.weight = 1).
+        """
+        with seeded():
+            labels = [each.labels for each in islice(self._data.training.epoch(0), prune.batches)]
+        distill = self._section.distill
+        taught_alone = distill is not None and distill.weight == 1
+        known = all(each is not None for each in labels)
+        fit = all(each is not None and each.min() >= 0 and each.max() < self._classes for each in labels)
+        if fit or (known and not taught_alone):
+            return Classification()
+        loss = self._ranking_loss()
+        return loss.remembering() if isinstance(loss, Distillation) else loss
 
     def _ranking_loss(self) -> Loss:
         """The loss that weights, channels and blocks are ranked by: what is trained, but for features in between."""

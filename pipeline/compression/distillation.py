@@ -12,6 +12,7 @@ s, t: scores; f: features (n, channels, height, width), those of the larger map 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,6 +80,13 @@ class Distillation:
     def __init__(self, settings: Distill, teacher: Teacher, label_smoothing: float = 0.0) -> None:
         self._settings, self._teacher, self._label_smoothing = settings, teacher, label_smoothing
         self._kept: np.ndarray[Any, Any] | None = None
+        self._remembered: dict[int, tuple[Tensor, Tensor]] | None = None
+
+    def remembering(self) -> Distillation:
+        """The same, for a few batches that come again and again: the teacher is asked about each once."""
+        other = copy.copy(self)
+        other._remembered = {}
+        return other
 
     def keep_outputs(self, data: ArrayBatches, tell: Tell) -> None:
         """Asks the teacher once for every sample as it is, without variations, and answers from memory from then on."""
@@ -115,6 +123,14 @@ class Distillation:
         return loss, scores
 
     def _answers(self, batch: Batch) -> Tensor:
+        if self._remembered is None:
+            return self._looked_up(batch)
+        inputs = batch.inputs
+        if id(inputs) not in self._remembered:
+            self._remembered[id(inputs)] = inputs, self._looked_up(batch)  # held, so that no other gets its number
+        return self._remembered[id(inputs)][1]
+
+    def _looked_up(self, batch: Batch) -> Tensor:
         if self._kept is None or batch.indices is None:
             return self._asked(batch.inputs)
         return torch.from_numpy(self._kept[batch.indices.cpu().numpy()]).to(batch.inputs.device)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,33 @@ def maskable(model: nn.Module, settings: Prune) -> list[str]:
     Weights that several layers share have one name, the first one's. Raises InputError for a `skip` in vain.
     """
     check_skip(model, settings)
-    spared = {name for name, _ in model.named_modules() if any(fnmatchcase(name, each) for each in settings.skip)}
-    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
-    return [
-        name for name, _ in model.named_parameters() if name in layers and name.removesuffix(".weight") not in spared
-    ]
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, LAYERS)} - set(spared(model, settings))
+    return [name for name, _ in model.named_parameters() if name.removesuffix(".weight") in layers]
+
+
+def spared(model: nn.Module, settings: Prune) -> dict[str, str]:
+    """The convolutions and linear layers that keep all their weights, with the reason."""
+    found = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LAYERS):
+            continue
+        if any(fnmatchcase(name, each) for each in settings.skip):
+            found[name] = f"{name} is in prune.skip"
+        elif "weight" not in dict(layer.named_parameters(recurse=False)):
+            found[name] = "its weight is no parameter but computed from others, as weight_norm and spectral_norm do"
+    return found
+
+
+def check_ratio(model: nn.Module, names: Sequence[str], ratio: float, scope: Literal["global", "layer"]) -> None:
+    """Raises InputError where the share of the named weights that goes is none of them."""
+    parameters = dict(model.named_parameters())
+    sizes = [parameters[name].numel() for name in names]
+    counted = [sum(sizes)] if scope == "global" else sizes
+    if sizes and not any(round(ratio * size) for size in counted):
+        raise InputError(
+            f"prune.ratio = {ratio:g} makes none of the network's {sum(sizes)} weights zero; "
+            f"accepted: at least {0.51 / max(counted):.2g}"
+        )
 
 
 def choose_masks(scores: Mapping[str, Tensor], share: float, settings: Prune) -> dict[str, Tensor]:

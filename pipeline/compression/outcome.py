@@ -23,6 +23,7 @@ from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.loop import process_state
 from edgeship.pipeline.compression.masks import sparsity
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
+from edgeship.pipeline.compression.reached import goal_facts, goal_notes
 from edgeship.pipeline.compression.saved import save, weights_file
 from edgeship.pipeline.compression.training_data import Tell, input_shape
 from edgeship.pipeline.flow import stage_key
@@ -58,7 +59,7 @@ def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
 def outcome(
     recipe: Recipe, section: Compress, targets: Sequence[str], result: Compressed, tell: Tell
 ) -> dict[str, Any]:
-    """Cost, size, top-1 and latency before and after, and what was left dense and why."""
+    """Cost, size, top-1 and latency before and after, what was left dense and why, and what was reached of the goal."""
     example = torch.zeros(input_shape(recipe))
     before, after = ({**_size(each), **vars(count_cost(each, example))} for each in (result.dense, result.model))
     for facts, when in ((before, "before"), (after, "after")):
@@ -76,6 +77,12 @@ def outcome(
         "left_dense": result.left_dense,
         "notes": _notes(section),
     }
+    if section.prune is not None:
+        try:
+            facts["goal"] = goal_facts(recipe, section.prune, result, before, after)
+            facts["notes"] += goal_notes(facts["goal"], result)
+        except StageError as error:  # hours of training are not lost for it
+            facts["notes"].append(f"prune.{section.prune.goal}: what was reached was not measured: {error}")
     if result.cuts or result.blocks:
         facts["latency"] = {}
         for name in targets:

@@ -17,11 +17,11 @@ greedy algorithms for maximizing submodular set functions").
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import torch
@@ -115,14 +115,13 @@ class Removal:
     def reach(self, goal: Goal, loss: Loss, data: Batches, last: Goal | None = None) -> Removed:
         """As little as meets the goal. Raises StageError where it, or that of the last step, is out of reach."""
         blocks = self.blocks()
-        least = goal.meter(self.model)
-        if least <= goal.limit:
+        if goal.met_by(self.model):
             return Removed()
         supply = self._with_channels(blocks, loss, data) if self.settings.kind == "mixed" else Supply(list(blocks))
         self._check_reachable(last or goal, supply)
         order = self._in_order(supply, loss, data)
         gone: list[Candidate] = []
-        fit = 0
+        fit, least = 0, math.inf
         while not fit and (more := list(islice(order, max(1, len(gone))))):  # 1, 2, 4, 8 ...: metering takes its time
             gone += more
             least = self._metered(goal, gone)
@@ -136,7 +135,10 @@ class Removal:
                 fit = middle
             else:
                 short = middle
-        needed = self._needed(goal, gone[:fit])
+        if goal.confirm is None:
+            needed = self._needed(goal, gone[:fit])
+        else:
+            needed = self._confirmed(replace(goal, meter=goal.confirm), gone[:fit], chain(gone[fit:], order), blocks)
         return replace(_removed(needed), left_dense=supply.left_dense)
 
     def _check_reachable(self, goal: Goal, supply: Supply) -> None:
@@ -168,6 +170,18 @@ class Removal:
                 needed = rest
         return needed
 
+    def _confirmed(
+        self, goal: Goal, gone: Sequence[Candidate], more: Iterator[Candidate], blocks: Sequence[str]
+    ) -> list[Candidate]:
+        """The removals, and of `more` as many as it takes until the goal is met by its own careful meter."""
+        chosen, step = list(gone), 1
+        while (least := self._metered(goal, chosen)) > goal.limit:
+            added = list(islice(more, step))
+            if not added:
+                raise self._out_of_reach(goal, least, blocks)
+            chosen, step = chosen + added, 2 * step
+        return chosen
+
     def _metered(self, goal: Goal, gone: Sequence[Candidate]) -> float:
         trial = copy.deepcopy(self.model)
         _removed(gone).take_from(trial, self.example)
@@ -196,14 +210,14 @@ class Removal:
         """What goes first, second, ...: the module's docstring says how it is chosen."""
         extent, size = (Extent(self.model, self.example, unit) for unit in (self._unit(), "parameters"))
         device = process_state().device
-        trial = copy.deepcopy(self.model).to(device)
+        trial = _with_batch_statistics(copy.deepcopy(self.model).to(device))
         with seeded():
             batches = [each.to(device) for each in islice(data.epoch(0), self.settings.batches)]
         bounds: dict[str, float] = {}
-        tried, chosen = "blocks and channels" if supply.groups else "blocks", 0
-        with _judging(trial, self.precision):
-            before = _mean_loss(trial, loss, batches)
-            while candidates := supply.candidates():
+        tried, chosen, before = "blocks and channels" if supply.groups else "blocks", 0, math.nan
+        while candidates := supply.candidates():
+            with make_accelerator(self.precision).autocast():  # closed at each yield: others export and measure then
+                before = before if chosen else _mean_loss(trial, loss, batches)
                 costs: dict[Candidate, float] = {}
                 best: tuple[float, float, int] | None = None
                 place_of = {each: place for place, each in enumerate(candidates)}
@@ -218,15 +232,15 @@ class Removal:
                     bounds[each.key] = rank[0]
                     best = rank if best is None else min(best, rank)
                     self.tell(done, len(candidates), f"{tried} tried, {chosen} chosen")
-                assert best is not None
-                taken = candidates[best[2]]
-                before = costs[taken]
-                taken.take_from(trial)
-                extent.take(taken)
-                size.take(taken)
-                supply.take(taken)
-                chosen += 1
-                yield taken
+            assert best is not None
+            taken = candidates[best[2]]
+            before = costs[taken]
+            taken.take_from(trial)
+            extent.take(taken)
+            size.take(taken)
+            supply.take(taken)
+            chosen += 1
+            yield taken
 
     def _unit(self) -> Literal["blocks", "parameters", "macs"]:
         if self.settings.ratio is not None:
@@ -252,9 +266,8 @@ def _mean_loss(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
     return total / len(batches)
 
 
-@contextmanager
-def _judging(model: nn.Module, precision: str) -> Iterator[None]:
-    """The model as it would be after its first steps of training, in the training's precision.
+def _with_batch_statistics(model: nn.Module) -> nn.Module:
+    """The model in eval mode, as it would be after its first steps of training.
 
     BatchNorm computes with the statistics of the batch: those that it kept are of a network that was whole, and most of
     what a removal does to the loss is that they are wrong, which training mends at once (Li et al. 2020, "EagleEye:
@@ -265,5 +278,4 @@ def _judging(model: nn.Module, precision: str) -> Iterator[None]:
         if isinstance(layer, _BatchNorm):
             layer.train()
             layer.momentum = 0.0
-    with make_accelerator(precision).autocast():
-        yield
+    return model

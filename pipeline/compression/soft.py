@@ -26,9 +26,17 @@ class SoftPruning(Hook):
 
     def cuts(self, model: nn.Module) -> list[Cut]:
         """The channels that are the least important now."""
-        scores = {group.name: channel_scores(model, group, "magnitude", Evidence()) for group in self._groups}
         assert self._settings.ratio is not None
-        return Ranking(self._groups, scores, self._settings).remove_share(self._settings.ratio)
+        return self._ranking(model).cuts(self._settings.ratio)
+
+    def check(self, model: nn.Module) -> None:
+        """Raises InputError where the share would remove a whole layer, or nothing."""
+        assert self._settings.ratio is not None
+        self._ranking(model).check_share(self._settings.ratio)
+
+    def _ranking(self, model: nn.Module) -> Ranking:
+        scores = {group.name: channel_scores(model, group, "magnitude", Evidence()) for group in self._groups}
+        return Ranking(self._groups, scores, self._settings)
 
     def epoch_ends(self, model: nn.Module, epoch: int) -> None:
         """Zeroes them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -37,13 +37,19 @@ Meter = Callable[[nn.Module], float]
 class Goal:
     """Remove until `meter(model)` is at most `limit`; `name` says what is metered.
 
-    `exact`: it is computed; what is measured takes seconds, and is not the same twice.
+    `exact`: it is computed; what is measured takes seconds, and is not the same twice. Of many trials the one that is
+    chosen may be one that was measured too fast, so what is chosen last is measured again by `confirm`, with more care.
     """
 
     name: str
     limit: float
     meter: Meter
     exact: bool = True
+    confirm: Meter | None = None
+
+    def met_by(self, model: nn.Module) -> bool:
+        """Whether the model meets it as it is, by the most careful meter there is."""
+        return (self.confirm or self.meter)(model) <= self.limit
 
 
 def check_skip(model: nn.Module, settings: Prune) -> None:
@@ -105,11 +111,8 @@ class Ranking:
     settings: Prune
     dense: Mapping[str, int] = field(default_factory=dict)
 
-    def remove_share(self, ratio: float) -> list[Cut]:
-        """The cuts that remove the share `ratio` of the channels.
-
-        Raises InputError naming the layer where it would remove a whole one.
-        """
+    def check_share(self, ratio: float) -> None:
+        """Raises InputError where the share would remove a whole layer, naming it, or nothing, saying what would."""
         settings = self.settings
         for group in self.groups if settings.scope == "layer" else ():
             left = (1 - ratio) * group.size
@@ -127,32 +130,63 @@ class Ranking:
                 f"round_to = {settings.round_to} at most {most:.3f} of the channels can go; "
                 "accepted: that, or a larger layer_limit"
             )
-        return self.cuts(ratio)
+        if not self.cuts(ratio):
+            raise InputError(
+                f"prune.ratio = {ratio:g} removes none of the network's {total} channels, which are kept in multiples "
+                f"of round_to = {settings.round_to}; accepted: {self._least_share()} or a smaller round_to"
+            )
+
+    def _least_share(self) -> str:
+        """The smallest share that removes anything, in words."""
+        if not self.cuts(1.0):
+            return f"a larger layer_limit than {self.settings.layer_limit:g},"
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.cuts(middle) else (middle, high)
+        return f"at least {math.ceil(1000 * high) / 1000:.3f},"
+
+    def cuts_to(self, ratio: float) -> list[Cut]:
+        """The cuts after which about the share `ratio` of the dense network's channels is gone."""
+        if self.settings.scope == "layer":
+            return self._cuts({name: (1 - ratio) * size for name, size in self._whole().items()})
+        whole, now = sum(self._whole().values()), sum(group.size for group in self.groups)
+        more = ratio * whole - (whole - now)
+        return self.cuts(more / now) if more > 0 else []
+
+    def _whole(self) -> dict[str, int]:
+        """The sizes of the groups before anything was removed."""
+        return {group.name: self.dense.get(group.name, group.size) for group in self.groups}
 
     def cuts(self, share: float) -> list[Cut]:
-        """The cuts that remove about the share of the channels, the least important first."""
+        """The cuts that remove about the share of the channels there are, the least important first."""
+        if self.settings.scope == "layer":
+            return self._cuts({group.name: (1 - share) * group.size for group in self.groups})
         every = torch.cat([self.scores[group.name] for group in self.groups]).sort().values
         threshold = every[min(round(share * len(every)), len(every) - 1)]
-        found = []
+        return self._cuts({name: float((own >= threshold).sum()) for name, own in self.scores.items()})
+
+    def _cuts(self, left: Mapping[str, float]) -> list[Cut]:
+        """The cuts that leave about so many channels of each group."""
+        found, whole = [], self._whole()
         for group in self.groups:
-            own = self.scores[group.name]
-            by_layer = self.settings.scope == "layer"
-            left = (1 - share) * group.size if by_layer else float((own >= threshold).sum())
-            whole = self.dense.get(group.name, group.size)
-            keep = max(_rounded(left, self.settings.round_to), fewest_kept(whole, self.settings))
+            least = fewest_kept(whole[group.name], self.settings)
+            keep = max(_rounded(left[group.name], self.settings.round_to), least)
             if keep < group.size:
-                gone = torch.sort(own, stable=True).indices[: group.size - keep]
+                gone = torch.sort(self.scores[group.name], stable=True).indices[: group.size - keep]
                 found.append(Cut(group.name, tuple(sorted(gone.tolist()))))
         return found
 
     def reach(self, model: nn.Module, example: Tensor, goal: Goal) -> list[Cut]:
         """The fewest cuts with which the goal is met. Raises StageError where it cannot be, saying what can."""
 
-        def meter(cuts: Sequence[Cut]) -> float:
+        def meter(cuts: Sequence[Cut], by: Meter = goal.meter) -> float:
             trial = copy.deepcopy(model)
             remove_channels(trial, example, cuts)
-            return goal.meter(trial)
+            return by(trial)
 
+        if goal.met_by(model):
+            return []
         best = self.cuts(1.0)
         self._check(goal, meter(best))
         low, high = 0.0, 1.0
@@ -163,7 +197,25 @@ class Ranking:
                 best, high = cuts, middle
             else:
                 low = middle
-        return best
+        if goal.confirm is None:
+            return best
+        least = math.inf
+        for cuts in self._ever_larger(best, high):
+            least = meter(cuts, goal.confirm)
+            if least <= goal.limit:
+                return cuts
+        raise self._out_of_reach(goal, least)
+
+    def _ever_larger(self, cuts: list[Cut], share: float) -> Iterator[list[Cut]]:
+        """The cuts, which are those of the share, and then others up to all that may go."""
+        yield cuts
+        step = 2.0**-HALVINGS
+        while share < 1:
+            share, step = min(1.0, share + step), 2 * step
+            more = self.cuts(share)
+            if more != cuts:
+                cuts = more
+                yield cuts
 
     def check_reachable(self, model: nn.Module, example: Tensor, goal: Goal) -> None:
         """Raises StageError where the goal cannot be met, saying what can."""
@@ -173,10 +225,13 @@ class Ranking:
 
     def _check(self, goal: Goal, least: float) -> None:
         if least > goal.limit:
-            raise StageError(
-                f"prune: {goal.name} = {goal.limit:.4g} cannot be met: with every layer at layer_limit = "
-                f"{self.settings.layer_limit:g} it is {least:.4g}; accepted: that or more, or a larger layer_limit"
-            )
+            raise self._out_of_reach(goal, least)
+
+    def _out_of_reach(self, goal: Goal, least: float) -> StageError:
+        return StageError(
+            f"prune: {goal.name} = {goal.limit:.4g} cannot be met: with every layer at layer_limit = "
+            f"{self.settings.layer_limit:g} it is {least:.4g}; accepted: that or more, or a larger layer_limit"
+        )
 
 
 def fewest_kept(size: int, settings: Prune) -> int:

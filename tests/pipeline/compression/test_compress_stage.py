@@ -378,7 +378,7 @@ def test_soft_pruning_ends_with_fewer_channels(folder: Path) -> None:
 def test_channels_are_removed_until_a_latency_is_met(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is replaced by the parameters: a test must not depend on this machine's speed."""
 
-    def microseconds(_self: Compressor, model: torch.nn.Module, _prune: Any) -> float:
+    def microseconds(_self: Compressor, model: torch.nn.Module, prune: Any, schedule: Any) -> float:
         return sum(each.numel() for each in model.parameters()) / 1000
 
     monkeypatch.setattr(Compressor, "_latency_ms", microseconds)

@@ -144,6 +144,20 @@ def test_kept_outputs_are_those_of_the_teacher_and_it_is_asked_once(make_net: Ma
     assert (kept.asked, asked.asked) == (128, 256)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_teacher_is_asked_once_about_batches_that_come_again(mirror: bool, make_net: Make, striped: Make) -> None:
+    teacher, student = Counting(make_net()), make_net(6).eval()
+    plain = Distillation(Distill(teacher=SOURCE, mirror=mirror), teacher)
+    remembering = plain.remembering()
+    batches = list(striped(64).epoch(0))
+    with torch.no_grad():
+        expected = [float(plain(student, each)[0]) for each in batches]
+        teacher.asked = 0
+        for _ in range(3):
+            assert [float(remembering(student, each)[0]) for each in batches] == expected
+    assert teacher.asked == 128 * (1 + mirror)
+
+
 @pytest.mark.parametrize("features", ["none", "hint"])
 def test_a_teacher_with_a_mirror_teaches_the_mean_of_both_its_answers(
     features: Any, make_net: Make, striped: Make

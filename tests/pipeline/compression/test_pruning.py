@@ -46,7 +46,7 @@ def test_removing_channels_that_compute_nothing_changes_nothing(kind: str, build
     model = build(kind)
     settings = Prune(ratio=0.4, scope="layer")
     ranks = ranking(model, settings)
-    cuts = ranks.remove_share(0.4)
+    cuts = ranks.cuts_to(0.4)
     assert {each.layer for each in cuts} == {group.name for group in ranks.groups}
     zero_channels(model, ranks.groups, cuts)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_goal_out_of_reach_is_refused_with_what_can_be_reached(build: Make) ->
 def test_a_ratio_that_would_remove_a_whole_layer_is_refused(scope: Any, build: Make) -> None:
     settings = Prune(ratio=0.95, scope=scope)
     with pytest.raises(InputError, match=r"would remove (the whole layer \S+|whole layers)"):
-        ranking(build("residual"), settings).remove_share(0.95)
+        ranking(build("residual"), settings).check_share(0.95)
 
 
 def test_layers_can_be_skipped_by_name(build: Make) -> None:
@@ -348,7 +348,7 @@ def test_networks_of_many_kinds_are_pruned_and_trained(
     groups = prunable(model, EXAMPLE, settings).groups
     evidence = gather(model, kind, Classification(), data, 2)
     scores = {group.name: channel_scores(model, group, kind, evidence) for group in groups}
-    cuts = Ranking(groups, scores, settings).remove_share(0.3)
+    cuts = Ranking(groups, scores, settings).cuts_to(0.3)
     zero_channels(model, groups, cuts)
     with torch.no_grad():
         before = model(inputs())

@@ -21,7 +21,7 @@ from edgeship.pipeline.compression.channels import find_channels, remove_channel
 from edgeship.pipeline.compression.classification import Classification
 from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.removal import Removal
-from edgeship.pipeline.compression.structured import Cut, bytes_goal, macs_goal
+from edgeship.pipeline.compression.structured import Cut, Goal, bytes_goal, macs_goal
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -199,6 +199,43 @@ def test_no_more_goes_than_the_goal_asks(model: Small, striped: Callable[..., An
         widths = {each.layer: layers[each.layer].weight.shape[0] - len(each.channels) for each in removed.cuts}
         assert all(width > 0 and width % 8 == 0 for width in widths.values())
         assert not any(name.startswith(f"{block}.") for name in widths for block in removed.blocks)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "mixed"])
+def test_what_is_measured_is_the_network_in_float32_whatever_it_is_ranked_in(
+    kind: str, model: Small, striped: Callable[..., Any]
+) -> None:
+    seen = []
+
+    def metered(trial: nn.Module) -> float:
+        seen.append((trial(EXAMPLE).dtype, trial.training, {m.momentum for m in trial.modules() if hasattr(m, "eps")}))
+        return float(count_cost(trial, EXAMPLE).macs)
+
+    goal = Goal("max_latency_ms", 0.6 * count_cost(model, EXAMPLE).macs, metered, exact=False)
+    chooser = replace(removal(model, kind=kind), precision="bfloat16")
+    removed = chooser.reach(goal, Classification(), striped())
+    assert removed.blocks or removed.cuts
+    assert len(seen) >= 3
+    assert all(each[:2] == (torch.float32, False) and each[2] <= {0.1} for each in seen)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "mixed"])
+def test_where_trials_were_measured_too_fast_more_goes_until_the_goal_is_met_for_sure(
+    kind: str, model: Small, striped: Callable[..., Any]
+) -> None:
+    def macs(trial: nn.Module) -> float:
+        return float(count_cost(trial, EXAMPLE).macs)
+
+    limit = 0.495 * macs(model)
+    hasty = Goal("max_latency_ms", limit, lambda trial: 0.5 * macs(trial), exact=False)
+    chooser = removal(model, kind=kind, layer_limit=0.5)
+    for confirm, met in ((None, False), (macs, True)):
+        pruned = copy.deepcopy(model)
+        chooser.reach(replace(hasty, confirm=confirm), Classification(), striped()).take_from(pruned, EXAMPLE)
+        assert (macs(pruned) <= limit) == met
+    never = replace(hasty, confirm=lambda trial: 2 * limit)
+    with pytest.raises(StageError, match=r"max_latency_ms = .* cannot be met: without .* it is "):
+        chooser.reach(never, Classification(), striped())
 
 
 def test_what_went_early_comes_back_where_what_went_last_saves_enough(
