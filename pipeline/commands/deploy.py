@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "--device", metavar="WHERE", help="Measure parity and latency there: ssh://..., adb:SERIAL, or a [devices.NAME]."
 )
+@click.option(
+    "--compressed", type=FILE, help="A folder that `compress` wrote: its network is taken, not trained again."
+)
 @click.option("--from", "start", metavar="STAGE", help="Run this stage and all after it again.")
 @click.option("--to", "stop", metavar="STAGE", help="Stop after this stage.")
 @click.option("--force", is_flag=True, help="Run every stage again.")
@@ -38,6 +41,7 @@ def deploy(
     out: Path | None,
     overrides: tuple[str, ...],
     device: str | None,
+    compressed: Path | None,
     start: str | None,
     stop: str | None,
     force: bool,
@@ -57,7 +61,17 @@ def deploy(
     if loaded.device != "host":
         with open_device(loaded.device, loaded.devices):  # what cannot be reached is told before hours of work
             pass
-    deployment = Deployment(loaded, choose_targets(loaded, targets), out or default_folder(loaded), span, overrides)
+    if compressed is not None and loaded.compress is None:
+        raise InputError(
+            f"--compressed {compressed}: {recipe.name} has no [compress] table; accepted: a recipe with one"
+        )
+    if compressed is not None and span.repeats("compress"):
+        raise InputError(
+            f"--compressed {compressed}: its network is taken as it is, --force and --from compress train it again; "
+            "accepted: one of them"
+        )
+    folder = out or default_folder(loaded)
+    deployment = Deployment(loaded, choose_targets(loaded, targets), folder, span, overrides, compressed)
     deployment.run(as_json=as_json)
 
 
@@ -70,9 +84,11 @@ class Deployment:
     folder: Path
     span: Span
     overrides: tuple[str, ...] = ()
+    compressed: Path | None = None
 
     def run(self, *, as_json: bool) -> None:
         """Runs the flow, writes report.json and prints it. Raises GateError after that when a gate is not met."""
+        from edgeship.pipeline.compression.made import adopt
         from edgeship.pipeline.console import watch
         from edgeship.pipeline.flow import Flow
         from edgeship.pipeline.report import gates_of, remove_report, write_report
@@ -85,6 +101,8 @@ class Deployment:
         place = Workspace(self.folder)
         Flow(self.recipe, place, self.targets, self.span).check()
         with place.held() as workspace:
+            if self.compressed is not None:
+                adopt(self.recipe, self.targets, self.compressed, workspace)
             remove_report(workspace)
             with watch() as events:
                 flow = Flow(self.recipe, workspace, self.targets, self.span, events)

@@ -21,19 +21,18 @@ from edgeship.pipeline.compression.artifact import float_artifacts, measure_toge
 from edgeship.pipeline.compression.compressor import Compressed, compress
 from edgeship.pipeline.compression.cost import count_cost
 from edgeship.pipeline.compression.loop import process_state
+from edgeship.pipeline.compression.made import RECORD, is_up_to_date, origin_of, read_facts, write_made
 from edgeship.pipeline.compression.masks import sparsity
 from edgeship.pipeline.compression.metrics import FILE, plot_metrics
 from edgeship.pipeline.compression.reached import goal_facts, goal_notes
 from edgeship.pipeline.compression.saved import save, weights_file
 from edgeship.pipeline.compression.training_data import Tell, input_shape
-from edgeship.pipeline.flow import stage_key
-from edgeship.pipeline.stages.compress import STAGE
 from edgeship.pipeline.workspace import write_json
 
 if TYPE_CHECKING:
     from edgeship.pipeline.recipe import Recipe
 
-RECORD, PLOT = "compress.json", "metrics.png"
+PLOT = "metrics.png"
 
 
 def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
@@ -48,7 +47,7 @@ def write_outcome(  # noqa: PLR0913, PLR0917 - the parts of a stage's context
     with process_state().main_process_first():
         if process_state().is_main_process:
             facts = outcome(recipe, section, targets, result, tell)
-            save(recipe, result.model, result.removed, folder)
+            facts["notes"] += save(recipe, result.model, result.removed, folder)
             write_json(folder / RECORD, facts)
             lines = "".join(f"{json.dumps(each, sort_keys=True)}\n" for each in result.history)
             (folder / FILE).write_text(lines, "utf-8")
@@ -129,23 +128,38 @@ def _latency(recipe: Recipe, target: str, result: Compressed, tell: Tell) -> Map
     }
 
 
+def finished_before(recipe: Recipe, section: Compress, folder: Path) -> dict[str, Any] | None:
+    """The record that lies in `folder`, where its files are what would be made; None where something is to be done.
+
+    In several processes it is empty but in the first one.
+    """
+    asked = recipe.model_copy(update={"compress": section})
+    if not is_up_to_date(folder, origin_of(asked, tuple(recipe.targets))):
+        return None
+    return read_facts(folder) if process_state().is_main_process else {}
+
+
 def compress_into(recipe: Recipe, section: Compress, folder: Path, tell: Tell) -> dict[str, Any]:
     """The record of a compression whose files are put into `folder`, all of them once it is done.
 
     Checkpoints lie in `folder/unfinished` until then, under a key of all that the result depends on: the same call goes
-    on from there, and one with another recipe, model or data starts anew.
+    on from there, and one with another recipe, model or data starts anew. What the files were made from is written
+    beside them.
     """
     asked = recipe.model_copy(update={"compress": section})
+    origin = origin_of(asked, tuple(recipe.targets))
     unfinished = folder / "unfinished"
-    kept = unfinished / stage_key(STAGE, asked, tuple(recipe.targets), {})[:16]
+    kept = unfinished / origin.key[:16]
     state = process_state()
     if not state.is_main_process:
         tell = _silent  # the first process speaks for all
     with _made(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
         facts = write_outcome(asked, section, tuple(recipe.targets), Path(temporary), kept, tell)
         if state.is_main_process:
-            for path in sorted(Path(temporary).iterdir()):
+            made = sorted(Path(temporary).iterdir())
+            for path in made:
                 path.replace(folder / path.name)
+            write_made(folder, origin, [path.name for path in made])
     state.wait_for_everyone()
     if state.is_main_process:
         _remove(unfinished)

@@ -49,8 +49,11 @@ def build_dense(recipe: Recipe, *, weights: bool = True) -> nn.Module:
     )
 
 
-def save(recipe: Recipe, model: nn.Module, removed: Sequence[Removed], folder: Path) -> None:
-    """Writes the three files."""
+def save(recipe: Recipe, model: nn.Module, removed: Sequence[Removed], folder: Path) -> list[str]:
+    """Writes the three files, and returns what a user must know of them.
+
+    The program takes batches of any size where the recipe's shape says so, if the network can be exported like that.
+    """
     model.eval().cpu()
     (folder / WEIGHTS).write_bytes(weights_file(model))
     facts = {
@@ -60,9 +63,26 @@ def save(recipe: Recipe, model: nn.Module, removed: Sequence[Removed], folder: P
         "removed": [asdict(each) for each in removed],
     }
     (folder / ARCHITECTURE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", "utf-8")
-    shape = [1 if side == "dynamic" else int(side) for side in recipe.input.shape or ()]
+    notes = []
+    batch, *sides = recipe.input.shape or (1,)
     with quiet(), torch.no_grad():
-        torch.export.save(torch.export.export(model, (torch.zeros(shape),)), folder / PROGRAM)
+        try:
+            program = _program(model, batch, sides)
+        except Exception as error:  # torch raises what it likes; hours of training are not lost for it
+            if batch != "dynamic":
+                raise
+            program = _program(model, 1, sides)
+            reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+            notes = [f"{PROGRAM} takes one sample at a time, with a dynamic batch it cannot be exported: {reason}"]
+        torch.export.save(program, folder / PROGRAM)
+    return notes
+
+
+def _program(model: nn.Module, batch: int | str, sides: Sequence[int | str]) -> torch.export.ExportedProgram:
+    if batch != "dynamic":
+        return torch.export.export(model, (torch.zeros([int(each) for each in (batch, *sides)]),))
+    example = torch.zeros([2, *(int(side) for side in sides)])  # a size of 1 is taken for a constant
+    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def weights_file(model: nn.Module) -> bytes:

@@ -114,22 +114,19 @@ def test_the_record_says_what_was_asked_for_and_what_was_reached(
         assert goal["reached"] == pytest.approx(facts["after"]["macs"] / facts["before"]["macs"], abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "structured"])
-def test_a_latency_is_measured_and_what_was_reached_is_recorded(
-    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_latency_is_measured_and_what_was_reached_is_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = Schedule(20, 2, 1)
     for module, name in ((compressor, "LATENCY_RUNS"), (compressor, "CONFIRMING_RUNS"), (reached, "CONFIRMING_RUNS")):
         monkeypatch.setattr(module, name, few)
     wide = "model.args.channels=64"
     recipe = load_recipe(folder / "recipe.toml", [wide])
     limit = round(0.6 * latency_of(recipe, build_dense(recipe), "onnxruntime", few), 5)
-    done = compress(folder, f"kind={kind} max_latency_ms={limit}", wide, "compress.training.precision=bfloat16")
+    done = compress(folder, f"kind=blocks max_latency_ms={limit}", wide, "compress.training.precision=bfloat16")
     assert done.exit_code == 0, done.stderr
     facts = facts_of(folder)
     assert (facts["goal"]["name"], facts["goal"]["limit"]) == ("max_latency_ms", limit)
     assert facts["goal"]["reached"] > 0
-    assert facts["blocks"] if kind == "blocks" else facts["cuts"]
+    assert facts["blocks"]
     assert ("missed" in done.stdout) == (facts["goal"]["reached"] > limit)
 
 
