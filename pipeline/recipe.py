@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from edgeship.pipeline.compress_sections import Compress, Distill
 from edgeship.pipeline.quantize_section import Quantize
 from edgeship.pipeline.recipe_fields import Name, Place
 from edgeship.pipeline.recipe_sections import (
+    GATE_RANGES,
     GATES,
     Benchmark,
     Data,
@@ -344,11 +346,16 @@ def _split_factory(source: str) -> tuple[str, str | None]:
     return (place, factory) if colon and factory.isidentifier() else (source, None)
 
 
+def _bounds(gate: str) -> dict[str, float]:
+    low, high = GATE_RANGES[gate]
+    return {key: end for key, end in (("minimum", low), ("maximum", high)) if math.isfinite(end)}
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe, for editors and the generated reference."""
     schema = Recipe.model_json_schema()
     schema["properties"]["gates"]["properties"] = {
-        name: {"type": "number", "description": text} for name, text in GATES.items()
+        name: {"type": "number", "description": text, **_bounds(name)} for name, text in GATES.items()
     }
     schema["properties"]["gates"]["additionalProperties"] = False
     return schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.recipe import Recipe
-from edgeship.pipeline.recipe_sections import GATES
+from edgeship.pipeline.recipe_sections import GATE_RANGES, GATES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -105,6 +106,7 @@ def _check_names(path: Path, recipe: Recipe) -> None:
     problems = [
         f"gates.{_quoted(gate)}: unknown gate{did_you_mean(gate, GATES)}" for gate in recipe.gates if gate not in GATES
     ]
+    problems += _limit_problems(recipe)
     known = names()
     problems += [
         f"targets.{target}: unknown target{did_you_mean(target, known)}"
@@ -122,6 +124,17 @@ def _check_names(path: Path, recipe: Recipe) -> None:
         problems += _qat_problems(recipe)
     if problems:
         raise InputError(_sentence(path, problems))
+
+
+def _limit_problems(recipe: Recipe) -> list[str]:
+    """Limits of gates that nothing measured could meet, or miss."""
+    problems = []
+    for gate, limit in recipe.gates.items():
+        low, high = GATE_RANGES.get(gate, (-math.inf, math.inf))
+        if not low <= limit <= high:
+            accepted = f"at least {low:g}" if high == math.inf else f"{low:g} .. {high:g}"
+            problems.append(f"gates.{_quoted(gate)}: seen {limit:g} ({GATES[gate]}); accepted: {accepted}")
+    return problems
 
 
 def _target_problems(recipe: Recipe, known: Sequence[str]) -> list[str]:

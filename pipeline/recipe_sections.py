@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,21 @@ GATES: Mapping[str, str] = {
     "int8_share.min": "smallest share of multiply-accumulates that integer kernels execute, 0..1",
 }
 """Every gate a recipe may set, and what its limit means."""
+GATE_RANGES: Mapping[str, tuple[float, float]] = {
+    "accuracy.max_drop": (-100, 100),
+    "accuracy.min_top1": (0, 100),
+    "accuracy.min_agreement": (0, 1),
+    "accuracy.min_sqnr": (-math.inf, math.inf),
+    "parity.max_steps": (0, math.inf),
+    "parity.mean_steps": (0, math.inf),
+    "parity.min_agreement": (0, 1),
+    "latency.min_speedup": (0, math.inf),
+    "latency.max_median_ms": (0, math.inf),
+    "size.max_bytes": (0, math.inf),
+    "parity.max_saturated_layers": (0, math.inf),
+    "int8_share.min": (0, 1),
+}
+"""What can be measured: a limit beyond it would always be met, or never."""
 MOST_RUNS = 1_000_000
 
 

@@ -9,6 +9,7 @@ next puts it back if the process died between the two renames. What a folder hol
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeship.calibration.errors import InputError
+from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.stage import ORDER
 
 INTERNAL = ".edgeship"
@@ -67,10 +68,15 @@ def artifacts_of(folder: Path) -> tuple[Artifact, ...]:
     return tuple(Artifact(path.relative_to(folder).as_posix(), sha256_of(path), path.stat().st_size) for path in files)
 
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What is nobody's mistake in a path."""
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replaces `path` by `content` in one step: a reader and a killed writer see the old file or the new one.
 
-    Raises InputError when the folder cannot be written to, or the path is taken by a folder or device.
+    Raises InputError when the folder cannot be written to, or the path is taken by a folder or device; StageError when
+    the disk is full, or fails.
     """
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is no regular file")
@@ -88,7 +94,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        kind = StageError if error.errno in _OF_THE_DISK else InputError
+        raise kind(f"cannot write {path}: {error.strerror}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

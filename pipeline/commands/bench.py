@@ -12,6 +12,7 @@ import click
 
 from edgeship.calibration.errors import GateError, InputError
 from edgeship.pipeline.commands.files import DEVICE, FILE
+from edgeship.pipeline.commands.limits import Finite
 from edgeship.pipeline.commands.shapes import Given, by_input, open_inputs, shape_option
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class ThreadCounts(click.ParamType[tuple[int, ...]]):
 )
 @click.option("--launches", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh processes of each.")
 @click.option("--baseline", type=FILE, help="An earlier model, or the JSON of an earlier bench; slower is a failure.")
-@click.option("--max-regression", type=float, default=10.0, show_default=True, metavar="PCT", help="How much slower.")
+@click.option(
+    "--max-regression", type=Finite(0), default=10.0, show_default=True, metavar="PCT", help="How much slower."
+)
 @click.option("--profile", is_flag=True, help="Also the time of each operator (on this machine only).")
 @shape_option("The size of an input, where a model leaves it open.  [default: 1]")
 @DEVICE

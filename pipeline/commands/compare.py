@@ -12,6 +12,7 @@ import click
 
 from edgeship.calibration.errors import GateError, InputError
 from edgeship.pipeline.commands.files import DEVICE, FILE
+from edgeship.pipeline.commands.limits import Finite
 
 if TYPE_CHECKING:
     from edgeship.calibration.samples.data import Samples
@@ -35,11 +36,13 @@ FEW = 20
     help=f"How many to use.  [default: {FEW}; all of two releases, or with a limit]",
 )
 @click.option("--layers", is_flag=True, help="Also every tensor that both models have, layer by layer.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Top-1 that B may lose, in percentage points.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), metavar="SHARE", help="Equal decisions, 0..1.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Signal to noise of B's worst output, with A as the signal.")
-@click.option("--max-steps", type=click.FloatRange(min=0), help="The largest difference, in quantization steps.")
-@click.option("--max-growth", type=float, metavar="PCT", help="By how much B's file may be larger.")
+@click.option("--max-drop", type=Finite(), metavar="POINTS", help="Top-1 that B may lose, in percentage points.")
+@click.option("--min-agreement", type=Finite(0, 1), metavar="SHARE", help="Equal decisions, 0..1.")
+@click.option(
+    "--min-sqnr", type=Finite(), metavar="DB", help="Signal to noise of B's worst output, with A as the signal."
+)
+@click.option("--max-steps", type=Finite(0), help="The largest difference, in quantization steps.")
+@click.option("--max-growth", type=Finite(), metavar="PCT", help="By how much B's file may be larger.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compare(

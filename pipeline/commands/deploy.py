@@ -139,8 +139,11 @@ class Deployment:
         from edgeship.pipeline.reporting.run_folder import open_run
         from edgeship.pipeline.reporting.write import write_all
 
-        write_failure(workspace, self._report(workspace, flow), flow.running, str(error))
-        write_all(open_run(workspace.folder), workspace.folder)
+        try:
+            write_failure(workspace, self._report(workspace, flow), flow.running, str(error))
+            write_all(open_run(workspace.folder), workspace.folder)
+        except EdgeshipError as second:  # a full disk, for one: what stopped the run is what must be told
+            click.echo(f"edgeship: the page of the run that stopped was not written: {second}", err=True)
 
 
 def choose_targets(recipe: Recipe, wanted: Sequence[str]) -> tuple[str, ...]:

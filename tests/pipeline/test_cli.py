@@ -306,6 +306,47 @@ def test_labels_that_would_be_ignored_are_refused(
     assert sentence in last_line(result)
 
 
+@pytest.mark.parametrize(
+    ("words", "accepted"),
+    [
+        (("bench", "--max-regression", "nan"), "nan is no limit; accepted: a finite number"),
+        (("bench", "--max-regression", "-1"), "-1.0 is not in the range x>=0"),
+        (("compare", "--min-agreement", "nan"), "nan is no limit; accepted: a finite number"),
+        (("compare", "--min-agreement", "98"), "98.0 is not in the range 0<=x<=1"),
+        (("compare", "--max-drop", "inf"), "inf is no limit; accepted: a finite number"),
+        (("compare", "--min-sqnr", "nan"), "nan is no limit; accepted: a finite number"),
+        (("compare", "--max-steps", "nan"), "nan is no limit; accepted: a finite number"),
+        (("compare", "--max-growth", "nan"), "nan is no limit; accepted: a finite number"),
+    ],
+)
+def test_a_limit_that_no_measurement_meets_or_misses_is_refused(
+    model: Path, words: tuple[str, str, str], accepted: str
+) -> None:
+    command, option, value = words
+    result = run(command, model, model, option, value)
+    assert result.exit_code == 2
+    assert accepted in last_line(result)
+
+
+def test_what_stopped_a_run_is_told_although_its_page_cannot_be_written(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeship.pipeline import report
+    from edgeship.pipeline.flow import Flow
+
+    def full(*_: object) -> None:
+        raise StageError("cannot write it: No space left on device")
+
+    monkeypatch.setattr(report, "write_failure", full)
+    monkeypatch.setattr(Flow, "run", lambda _: (_ for _ in ()).throw(StageError("the model is too large")))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'name = "r"\nmodel.source = "{model}"\nquantize.mode = "none"\n[targets.onnxruntime]\n')
+    result = run("deploy", recipe, "--out", tmp_path / "run", "--to", "simplify")
+    assert "the page of the run that stopped was not written: cannot write it: No space left" in result.stderr
+    assert last_line(result) == "edgeship: the model is too large"
+    assert result.exit_code == 1
+
+
 def test_bench_compares_with_a_baseline(tmp_path: Path, model: Path) -> None:
     """The baseline's times are made a thousand times longer or shorter: no state of this machine explains that."""
     words = ("bench", model, "--runs", "12", "--warmup", "1")

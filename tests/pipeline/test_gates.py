@@ -18,8 +18,8 @@ MEASURED: dict[str, Any] = {
         "max_steps": 2.0,
         "mean_steps": 0.1,
         "agreement": 0.99,
-        "int8_share": 1.0,
-        "saturation": {"layers_clipping": 0},
+        "int8_share": 0.95,
+        "saturation": {"layers_clipping": 1},
     },
     "accuracy": {
         "drop": 0.5,
@@ -63,11 +63,11 @@ def test_without_gates_everything_is_good_enough(make: Make) -> None:
         ("parity.max_steps", 2, 1.9),
         ("parity.mean_steps", 0.1, 0.09),
         ("parity.min_agreement", 0.99, 0.991),
-        ("parity.max_saturated_layers", 0, -1),
+        ("parity.max_saturated_layers", 1, 0),
         ("latency.min_speedup", 1.5, 1.6),
         ("latency.max_median_ms", 8.0, 7.9),
         ("size.max_bytes", 1000, 999),
-        ("int8_share.min", 1.0, 1.01),
+        ("int8_share.min", 0.95, 0.96),
     ],
 )
 def test_each_gate_is_met_at_its_limit_and_not_beyond(make: Make, name: str, met: float, missed: float) -> None:

@@ -140,6 +140,12 @@ def test_an_unset_environment_variable_says_how_to_set_it(tmp_path: Path, monkey
             'targets.tflite.c_array: seen io_dtype = "uint8"; accepted: io_dtype = "int8"',
         ),
         ("gates.parity.maxsteps=1", 'gates."parity.maxsteps": unknown gate; did you mean'),
+        (
+            "gates.accuracy.min_agreement=99",
+            'gates."accuracy.min_agreement": seen 99 (smallest share of samples decided as fp32 decides, 0..1; '
+            "needs no labels); accepted: 0 .. 1",
+        ),
+        ("gates.parity.max_steps=-1", "quantization steps); accepted: at least 0"),
         ("gates.parity.max_steps=nan", "gates.parity.max_steps: seen NaN; accepted: a finite number"),
         ("input.shape=[1, -2]", "input.shape: seen [1, -2]; accepted: a list of positive integers"),
         ("input.color=rbg", "input.color: seen \"rbg\"; accepted: 'rgb', 'bgr' or 'gray'"),

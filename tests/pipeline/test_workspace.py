@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgeship.calibration.errors import InputError
+from edgeship.calibration.errors import InputError, StageError
 from edgeship.pipeline.workspace import INTERNAL, Workspace, artifacts_of, sha256_of, write_atomically
 
 
@@ -198,7 +198,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(StageError, match=r"cannot write .*No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
