@@ -88,7 +88,7 @@ class _Seen:
             rule = f"input {name!r} takes pixels (uint8), which the model scales itself; mean and std are not for it"
             span = f"{values.min():.4g} .. {values.max():.4g}"
             self.scaled[name] = Finding(WHERE, rule, span, "whole numbers, 0 .. 255")
-        if self.declared is not None and values.shape[1:] == self.declared.shape[1:]:
+        if self.declared is not None and self.declared.takes(values.shape):
             low, high = values.min(axis=self.declared.axes), values.max(axis=self.declared.axes)
             self.low[name] = np.minimum(self.low.get(name, low), low)
             self.high[name] = np.maximum(self.high.get(name, high), high)

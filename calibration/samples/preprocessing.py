@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -89,6 +89,10 @@ class Preprocessing:
     def axes(self) -> tuple[int, int, int]:
         """The axes of a batch that are not the channels'."""
         return (0, 1, 2) if self.channels_last else (0, 2, 3)
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether arrays of this shape, batch first, fit the input's."""
+        return len(shape) == 4 and all(want in (-1, side) for want, side in zip(self.shape[1:], shape[1:], strict=True))
 
     def apply(self, image: Image.Image) -> Array:
         """float32 of a PIL image of any mode and size, as `shape` has it but for N.

@@ -184,13 +184,16 @@ def open_checked(data: Path, path: Path, model: ir.Model, recipe: Path | None, s
     from edgeship.calibration.samples.checks import Expected
     from edgeship.pipeline.artifacts import shapes_of
     from edgeship.pipeline.commands.files import open_data
-    from edgeship.pipeline.quantizing.data import checked, classes_of
+    from edgeship.pipeline.quantizing.data import checked, classes_of, declared_of
     from edgeship.pipeline.quantizing.plausibility import doubts
+    from edgeship.pipeline.recipe import load_recipe
     from edgeship.pipeline.source_types import pixel_inputs
 
     every = open_data(data, shapes_of(model), recipe=recipe, models=[path], calibration=True)
     opened = every.take(samples, seed)
-    expected = Expected(classes=classes_of(model), pixels=pixel_inputs(model))
+    says = data if data.suffix == ".toml" else recipe
+    declared = declared_of(data, model, load_recipe(says) if says else None)
+    expected = Expected(declared, classes=classes_of(model), pixels=pixel_inputs(model))
     notes = checked(opened, expected, f"--data {data}")
     for finding in [*notes, *doubts(model, classes_of(model), opened)]:
         click.echo(f"note: {finding}", err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeship.calibration.errors import InputError
-from edgeship.pipeline.artifacts import input_shapes
+from edgeship.pipeline.artifacts import input_shapes, shapes_of
 from edgeship.pipeline.class_order import check_class_order
 from edgeship.pipeline.judging import decides_on_classes
 from edgeship.pipeline.scoring import label_problem
@@ -107,5 +107,29 @@ def _are_arrays(recipe: Recipe, field: DataField) -> bool:
 def _declared(recipe: Recipe, shape: tuple[int, ...]) -> Preprocessing | None:
     """The recipe's preprocessing where its arrays must have gone through it already."""
     are_arrays = _are_arrays(recipe, "calibration")
-    says = {"mean", "std"} & recipe.input.model_fields_set
-    return recipe.preprocessing(shape) if are_arrays and says and shape else None
+    return recipe.preprocessing(shape) if are_arrays and _declares(recipe) and shape else None
+
+
+def declared_of(data: Path, model: ir.Model, recipe: Recipe | None) -> Preprocessing | None:
+    """What the arrays at `data` for `model` must have gone through: as the recipe says, or else the model's metadata.
+
+    `data` may be the recipe. None where neither says it, and for images, which are preprocessed here.
+    """
+    from edgeship.calibration.samples.preprocessing import Preprocessing, channels_of
+
+    shape = next((shape for shape in shapes_of(model).values() if len(shape) == 4), ())
+    if recipe is not None and data.suffix == ".toml":
+        return _declared(recipe, shape)
+    if data.suffix != ".npz" or not shape:
+        return None
+    if recipe is not None and _declares(recipe):
+        sides = recipe.input.shape or shape
+        fits = len(sides) == 4 and channels_of(recipe.input.color) in (sides[1], sides[3])
+        return recipe.preprocessing(shape) if fits else None
+    found = Preprocessing.from_metadata(model.metadata_props)
+    says = found is not None and (found.mean, found.std) != (Preprocessing.mean, Preprocessing.std)
+    return found if says else None
+
+
+def _declares(recipe: Recipe) -> bool:
+    return bool({"mean", "std"} & recipe.input.model_fields_set)

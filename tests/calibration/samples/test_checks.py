@@ -79,6 +79,13 @@ def test_arrays_with_channels_last_are_held_against_what_was_declared(tmp_path: 
     ] * wrong
 
 
+def test_arrays_are_held_against_what_was_declared_of_images_of_any_size(tmp_path: Path) -> None:
+    declared = Preprocessing(shape=(-1, 3, -1, -1), mean=DECLARED.mean, std=DECLARED.std)
+    (finding,) = check_calibration(of(tmp_path, photographs()), Expected(declared))
+    assert "leaves the range of the declared preprocessing" in finding.rule
+    assert check_calibration(of(tmp_path, photographs() / 127.5 - 1), Expected(declared)) == []
+
+
 def test_nothing_is_said_of_values_where_nothing_was_declared(tmp_path: Path) -> None:
     assert check_calibration(of(tmp_path, photographs())) == []
 
