@@ -97,6 +97,15 @@ class TopGaps:
         return sum(gap < NEAR * step for gap in self.gaps) / NEAR / max(len(self.gaps), 1)
 
 
+def quantizable_outputs(model: ir.Model) -> list[str]:
+    """The names of the outputs that nodes compute in real numbers: no constants, inputs, indices or truth values."""
+    return [
+        value_name(value)
+        for value in model.graph.outputs
+        if value.producer() is not None and (value.dtype is None or value.dtype.is_floating_point())
+    ]
+
+
 def troubles(
     model: ir.Model,
     plan: QuantPlan,

@@ -20,14 +20,20 @@ LOOKED_AT = 64
 
 def with_fixes(result: Quantized, samples: Samples, accepted: Sequence[str]) -> tuple[Quantized, Mapping[str, Any]]:
     """The quantized models with the `accepted` fixes, and what plan.json says of the structure."""
-    from edgeship.calibration.diagnosis.structure import ChannelSpans, TopGaps, summed_up, troubles
+    from edgeship.calibration.diagnosis.structure import (
+        ChannelSpans,
+        TopGaps,
+        quantizable_outputs,
+        summed_up,
+        troubles,
+    )
     from edgeship.calibration.observing.collect import observe
     from edgeship.calibration.samples.checks import to_json
     from edgeship.calibration.types import Finding
     from edgeship.targets.onnxruntime import open_float
 
     seen = result.calibration
-    outputs = {str(value.name): ChannelSpans() for value in seen.model.graph.outputs}
+    outputs = {name: ChannelSpans() for name in quantizable_outputs(seen.model)}
     gaps = {name: TopGaps() for name in outputs}
     statistics: dict[str, list[Statistic]] = {name: [spans, gaps[name]] for name, spans in outputs.items()}
     observe(seen.model, samples.take(min(LOOKED_AT, len(samples))), statistics, open_float)

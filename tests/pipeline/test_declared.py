@@ -77,7 +77,7 @@ def test_pixels_are_refused_where_mean_and_std_are_declared(
     ],
     ids=["nothing", "metadata of images as they are", "a recipe without them", "a recipe of another kind of input"],
 )
-def test_where_neither_mean_nor_std_is_declared_arrays_lie_anywhere(
+def test_where_neither_mean_nor_std_is_declared_arrays_lie_anywhere(  # noqa: PLR0917 - fixtures and one case's parts
     tmp_path: Path,
     tiny_models: dict[str, bytes],
     pixels: Array,

@@ -87,3 +87,25 @@ def test_an_unknown_fix_lists_those_there_are(silu: Path) -> None:
         "quantize.fixes.0: seen \"wide\"; accepted: 'float_outputs', 'float_concats', 'wide_activations' or "
         "'wide_outputs'" in " ".join(result.output.split())
     )
+
+
+@pytest.mark.parametrize("mode", ["static", "int16"])
+@pytest.mark.parametrize("kind", ["constant", "bool"])
+def test_a_further_output_that_is_no_activation_goes_through_all_stages(silu: Path, kind: str, mode: str) -> None:
+    model = onnx.load(silu / "model.onnx")
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
+    anchors = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(1, 12), "more")
+    model.graph.initializer.append(anchors if kind == "constant" else zero)
+    if kind == "bool":
+        model.graph.node.append(helper.make_node("Greater", ["y", "zero"], ["more"], name="above"))
+    output = ("more", TensorProto.FLOAT, [1, 12]) if kind == "constant" else ("more", TensorProto.BOOL, [1, 3, 8, 8])
+    model.graph.output.append(helper.make_tensor_value_info(*output))
+    onnx.save(model, silu / "model.onnx")
+    (silu / "recipe.toml").write_text(RECIPE.format(fixes="") + "[targets.tflite]\n")
+    arguments = ["--out", silu / "run", "--to", "accuracy", "--set", f"quantize.mode={mode}"]
+    result = run("deploy", silu / "recipe.toml", *arguments)
+    assert result.exit_code == 0, result.output
+    parity = json.loads((silu / "run/6-parity/parity.json").read_text())
+    for target in ("onnxruntime", "tflite"):
+        assert set(parity["targets"][target]["outputs"]) == {"y", "more"}
+        assert parity["targets"][target]["outputs"]["more"]["max_abs"] == 0

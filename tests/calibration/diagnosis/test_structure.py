@@ -9,7 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeship.calibration.diagnosis.structure import ChannelSpans, TopGaps, Trouble, summed_up, troubles
+from edgeship.calibration.diagnosis.structure import (
+    ChannelSpans,
+    TopGaps,
+    Trouble,
+    quantizable_outputs,
+    summed_up,
+    troubles,
+)
 from edgeship.calibration.observing.collect import observe
 from edgeship.calibration.quantize import calibrate
 from edgeship.calibration.types import OperatorRule, QuantRules
@@ -27,7 +34,7 @@ def look(rules: QuantRules, samples: Callable[..., Sequence[Any]], open_float: C
     def found(model: ir.Model) -> list[Trouble]:
         shots = samples(model)
         seen = calibrate(model, shots, QuantRules("all", more), open_float, refinements=())
-        outputs = {str(value.name): ChannelSpans() for value in model.graph.outputs}
+        outputs = {name: ChannelSpans() for name in quantizable_outputs(model)}
         gaps = {name: TopGaps() for name in outputs}
         observe(model, shots, {name: [spans, gaps[name]] for name, spans in outputs.items()}, open_float)
         return troubles(model, seen.plan(), seen.observers, outputs, gaps)
@@ -37,6 +44,18 @@ def look(rules: QuantRules, samples: Callable[..., Sequence[Any]], open_float: C
 
 def test_plain_networks_have_no_trouble(tiny_model: ir.Model, look: Look) -> None:
     assert look(tiny_model) == []
+
+
+def test_only_outputs_that_nodes_compute_in_real_numbers_are_looked_at(build: Build, look: Look) -> None:
+    model = build(
+        "(float[1,2,4,4] x) => (float[1,2,4,4] y, bool[1,2,4,4] above, int64[1,1,4,4] best, float[3] anchors, "
+        "float[1,2,4,4] x) { y = Conv(x, w)\n above = Greater(y, zero)\n best = ArgMax<axis=1>(y) }",
+        w=np.ones((2, 2, 1, 1)),
+        zero=np.array(0.0),
+        anchors=np.arange(3.0),
+    )
+    assert quantizable_outputs(model) == ["y"]
+    assert look(model) == []
 
 
 def test_an_output_of_boxes_and_scores_is_found_with_all_that_makes_it(build: Build, look: Look) -> None:
