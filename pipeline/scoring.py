@@ -23,14 +23,15 @@ Z = 1.959963984540054
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval (low, high) of a proportion, 0..1. Raises ValueError for a total of zero."""
+    """The 95 % interval (low, high) of a proportion, 0..1, which holds it. Raises ValueError for a total of zero."""
     if total < 1 or not 0 <= right <= total:
         raise ValueError(f"{right} of {total} is no proportion")
     p = right / total
     middle = p + Z**2 / (2 * total)
     spread = Z * math.sqrt(p * (1 - p) / total + Z**2 / (4 * total**2))
     scale = 1 + Z**2 / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return min(p, max(0.0, low)), max(p, min(1.0, high))  # of none or all, one end is the proportion but for rounding
 
 
 def paired_interval(lost: int, won: int, total: int) -> tuple[float, float]:

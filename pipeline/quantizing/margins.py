@@ -54,7 +54,7 @@ class Margins:
         own = math.sqrt(self._moved / self._count / 2)
         at, weights = np.polynomial.hermite_e.hermegauss(NODES)
         same = [_normal(row[:, np.newaxis] / own + at).prod(axis=0) @ weights for row in self._margins]
-        return float(np.mean(same) / weights.sum())
+        return min(1.0, float(np.mean(same) / weights.sum()))  # sums of 1 round to a little more
 
 
 def _comparable(scores: Array) -> Array:

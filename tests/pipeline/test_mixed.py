@@ -132,6 +132,15 @@ def test_a_shift_of_all_scores_changes_no_decision() -> None:
     assert margins.expected_agreement() == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("count", range(1, 20))
+def test_the_expected_agreement_of_sure_samples_is_no_more_than_all(count: int) -> None:
+    x = np.zeros((count, 4))
+    x[:, 0] = 1000
+    margins = Margins()
+    margins.update(x, x + np.random.default_rng(0).normal(size=x.shape))
+    assert 1 - 1e-12 <= margins.expected_agreement() <= 1
+
+
 def test_the_steps_are_told_with_what_they_cost_in_time() -> None:
     mixed = {
         "max_drop": None,

@@ -21,8 +21,14 @@ def test_the_wilson_interval_is_that_of_the_textbooks() -> None:
 def test_an_interval_holds_its_proportion(counts: tuple[int, int]) -> None:
     right, total = counts
     low, high = wilson_interval(right, total)
-    assert 0 <= low <= right / total + 1e-12
-    assert right / total - 1e-12 <= high <= 1
+    assert 0 <= low <= right / total <= high <= 1
+
+
+@pytest.mark.parametrize("total", range(1, 50))
+def test_the_interval_of_none_begins_with_0_and_that_of_all_ends_with_100(total: int) -> None:
+    none, every = Score([False] * total).to_json(), Score([True] * total).to_json()
+    assert none["interval"][0] == 0.0
+    assert every["interval"][1] == 100.0
 
 
 def test_no_observations_have_no_interval() -> None:
