@@ -27,7 +27,7 @@ def _sums_text(sums: Mapping[str, str]) -> str:
 
 
 def verify_release(folder: Path, key: Path | None = None) -> list[Finding]:
-    """Every file of the release that is missing or changed, and every file that is not part of it; empty if whole.
+    """Every file of the release that is missing, changed or a link, and every file that is foreign; empty if whole.
 
     `key`: the public key that must have signed it. Without one a signature is looked for where the manifest speaks of
     one, but proves nothing. Raises InputError for a folder that is no release (without SHA256SUMS that can be read), or
@@ -39,11 +39,14 @@ def verify_release(folder: Path, key: Path | None = None) -> list[Finding]:
     findings = []
     for name, expected in sums.items():
         path = folder / name
+        if path.is_symlink():
+            continue  # found below
         if not path.is_file():
             findings.append(Finding(name, "the file is missing", accepted=f"sha256 {expected}"))
         elif (seen := sha256_of(path)) != expected:
             findings.append(Finding(name, "the file was changed", f"sha256 {seen}", f"sha256 {expected}"))
     own = {SUMS, SIGNATURE, *sums}
+    findings += [_linked(folder, name) for name in sorted(own) if (folder / name).is_symlink()]
     extra = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_file(path))
     findings += [Finding(name, "the file is not part of the release") for name in extra if name not in own]
     if MANIFEST not in sums:
@@ -58,6 +61,11 @@ def verify_release(folder: Path, key: Path | None = None) -> list[Finding]:
 def is_signed(folder: Path) -> bool:
     """Whether the folder has a signature, of whomever."""
     return (folder / SIGNATURE).is_file()
+
+
+def _linked(folder: Path, name: str) -> Finding:
+    """What is wrong with a link: what it leads to may be another file tomorrow, or on the next machine."""
+    return Finding(name, "the file is a link", f"to {(folder / name).readlink()}", "the file itself")
 
 
 def _is_file(path: Path) -> bool:

@@ -55,6 +55,28 @@ def test_a_foreign_file_is_found_even_in_a_subfolder(release: Path) -> None:
     assert rules(release) == [("sub/more.bin", "the file is not part of the release")]
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "SHA256SUMS"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_that_became_a_link_to_the_same_bytes_is_found(release: Path, name: str, inside: bool) -> None:
+    place = (release if inside else release.parent) / "elsewhere"
+    (release / name).rename(place)
+    (release / name).symlink_to(place)
+    found = [(name, "the file is a link")]
+    assert rules(release) == found + [("elsewhere", "the file is not part of the release")] * inside
+
+
+def test_a_link_to_nothing_is_a_link(release: Path) -> None:
+    (release / "model.onnx").unlink()
+    (release / "model.onnx").symlink_to("nowhere")
+    (finding,) = verify_release(release)
+    assert str(finding) == "model.onnx: the file is a link; seen: to nowhere; accepted: the file itself"
+
+
+def test_a_release_may_be_reached_through_a_link(release: Path) -> None:
+    (release.parent / "latest").symlink_to(release, target_is_directory=True)
+    assert verify_release(release.parent / "latest") == []
+
+
 def test_a_file_and_its_checksum_changed_together_contradict_the_manifest(release: Path) -> None:
     (release / "model.onnx").write_bytes(b"other")
     write_sums(release)
