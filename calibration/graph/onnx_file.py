@@ -176,7 +176,7 @@ def _check_rules(proto: onnx.ModelProto, content: bytes | None, path: Path) -> N
     try:
         onnx.checker.check_model(proto if content is None else content)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} breaks the rules of ONNX: {_first_line(error)}") from error
+        raise InputError(f"{path} breaks the rules of ONNX: {_in_one_line(error)}") from error
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -244,3 +244,8 @@ def _external_place(name: str, location: str, path: Path) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _in_one_line(error: Exception) -> str:
+    """The checker's whole message: the node that it is about stands in its later lines."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

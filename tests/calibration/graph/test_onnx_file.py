@@ -150,6 +150,26 @@ def test_a_graph_that_breaks_onnxs_rules_is_an_input_error(model: onnx.ModelProt
         load_onnx(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("input", "input 'nobody makes this' of node: name: Conv_first OpType: Conv is not output of"),
+        ("op", "Conv_first"),
+    ],
+)
+def test_the_node_that_breaks_a_rule_is_named(model: onnx.ModelProto, tmp_path: Path, change: str, told: str) -> None:
+    if change == "input":
+        model.graph.node[0].input[0] = "nobody makes this"
+    else:
+        model.graph.node[0].op_type = "Convolve"
+    path = tmp_path / "loose.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError) as caught:
+        load_onnx(path)
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_model_beyond_two_gigabytes_is_refused_before_its_data_is_read(external: Path) -> None:
     with (external.parent / "weights.bin").open("r+b") as file:
         file.truncate(3 * 2**30)  # sparse: no disk is used
