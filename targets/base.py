@@ -136,7 +136,8 @@ class Target(Protocol):
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
         """The artifact's bytes for a float or QDQ model, the same for the same arguments.
 
-        Raises UnsupportedError with all findings of `check`. The model is not modified.
+        Raises UnsupportedError with all findings of `check`, InputError for options that the model or the runtime does
+        not allow. The model is not modified.
         """
 
     def reference(self, model: ir.Model) -> ir.Model:

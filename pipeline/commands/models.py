@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.calibration.types import Finding
-    from edgeship.targets.base import IoDtype, IoLayout
+    from edgeship.targets.base import IoDtype, IoLayout, Target
 
 LISTED = 20
 """Notes that a conversion prints."""
@@ -52,6 +52,12 @@ def check_output(out: Path, *inputs: Path) -> None:
         raise InputError(f"-o {out}: there is no folder {out.absolute().parent}")
 
 
+def note_suffix(out: Path, whose: str = "ONNX", suffix: str = ".onnx") -> None:
+    """Says so where a file was written under a name that other programs take for another format's."""
+    if out.suffix != suffix:
+        click.echo(f"note: {whose} files are known by the suffix {suffix}; seen: {out.name}", err=True)
+
+
 @click.command(short_help="Export a recipe's model to checked ONNX.")
 @click.argument("recipe", type=FILE)
 @OUT
@@ -67,6 +73,7 @@ def export(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
     for note in result.facts.get("findings", []):
         said = "; ".join(text for text in (note["rule"], note["seen"], note["accepted"]) if text)
         click.echo(f"note: {note['where']}: {said}", err=True)
+    note_suffix(out)
     click.echo(f"wrote {out}: opset {result.facts['opset']}, {result.facts['parameters']:,} parameters")
 
 
@@ -85,6 +92,7 @@ def simplify(model: Path, out: Path, shapes: tuple[Given, ...]) -> None:
     write_atomically(out, to_bytes(result.model))
     for note in result.notes:
         click.echo(note, err=True)
+    note_suffix(out)
     before, after = sum(result.before.values()), sum(result.after.values())
     click.echo(f"wrote {out}: {before} operators became {after}")
 
@@ -130,7 +138,10 @@ def convert(
 
     check_output(out, model)
     chosen = load(target)
+    _refuse_unknown(chosen, integer_only=integer_only, c_array=c_array)
     loaded = load_shaped(model, shapes)
+    if c_array and io_dtype != "int8":
+        _refuse_real_numbers(loaded, io_dtype)
     if batch:
         fix_batch(loaded, batch)
     metadata = {key: value for key, value in loaded.metadata_props.items() if key.startswith("edgeship.")}
@@ -147,10 +158,32 @@ def convert(
     if in_c:
         write_atomically(out.with_suffix(".c"), in_c.source)
         write_atomically(out.with_suffix(".h"), in_c.header)
-    if out.suffix != chosen.suffix:
-        click.echo(f"note: {target}'s files are known by the suffix {chosen.suffix}; seen: {out.name}", err=True)
+    note_suffix(out, f"{target}'s", chosen.suffix)
     _tell(chosen.notes(loaded))
     click.echo(f"wrote {out}: {len(content):,} bytes for {target}")
+
+
+def _refuse_unknown(target: Target, **options: bool | None) -> None:
+    """Raises InputError for an option that the target's runtime has no such thing as."""
+    from edgeship.targets.base import Restricted
+
+    refused = target.refused if isinstance(target, Restricted) else {}
+    for name, given in options.items():
+        if given and name in refused:
+            raise InputError(
+                f"--{name.replace('_', '-')}: {refused[name]}; accepted: --target {target.name} without it"
+            )
+
+
+def _refuse_real_numbers(model: ir.Model, io_dtype: IoDtype) -> None:
+    """Raises InputError where C source is asked for and an input or output of `model` would not be int8 in it."""
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if value.dtype is not None and value.dtype.is_floating_point():
+                raise InputError(
+                    f"--c-array is for TensorFlow Lite Micro, which takes integers alone, and {kind} {value.name} "
+                    f"would be {io_dtype}; accepted: --io-dtype int8"
+                )
 
 
 def _tell(notes: Sequence[Finding]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.commands.files import FILE
-from edgeship.pipeline.commands.models import OUT, SHAPE, check_output, load_shaped
+from edgeship.pipeline.commands.models import OUT, SHAPE, check_output, load_shaped, note_suffix
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -176,6 +176,7 @@ def _small_weights(
         small = int8_weights(model, combined(rules), (scheme,), (), per_tensor=per_tensor)
     (content,) = small.models.values()
     write_atomically(out, to_bytes(content))
+    note_suffix(out)
     click.echo(f"wrote {out}: {small.count} weight tensors in {'float16' if mode == 'float16' else 'int8'}")
 
 
@@ -234,6 +235,7 @@ def _write(out: Path, model: ir.Model, samples: Samples, result: Quantized, sche
     from edgeship.pipeline.workspace import write_atomically
 
     write_atomically(out, to_bytes(result.models[scheme]))
+    note_suffix(out)
     seen = result.calibration
     click.echo(f"wrote {out}: {len(result.plan.activations)} tensors quantized on {seen.samples} samples")
     for line in in_short(model, samples, result, scheme):

@@ -8,7 +8,7 @@ real = scale * (integer - zero_point).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,20 +62,27 @@ def read_ports(metadata: Mapping[str, str]) -> dict[str, Port]:
 
 
 def check_border(graph: ir.Graph, options: ConvertOptions) -> list[Finding]:
-    """The inputs and outputs that cannot be integers because the model has them in float."""
+    """The inputs and outputs that cannot be the integers asked for: the model has them in float, or in 16 bits.
+
+    What is no real number (an index, a truth value) stays as it is.
+    """
     if options.io_dtype == "float32":
         return []
-    rule, accepted = f"cannot be {options.io_dtype}: it is not quantized", "float32, or a model that quantizes it"
-    findings = [
-        Finding(f"input {value.name}", rule, str(value.dtype), accepted)
-        for value in graph.inputs
-        if not _quantizers(value)
+    border = [
+        *(("input", value, next(iter(_quantizers(value)), None)) for value in graph.inputs),
+        *(("output", value, _dequantizer(value)) for value in graph.outputs),
     ]
-    return findings + [
-        Finding(f"output {value.name}", rule, str(value.dtype), accepted)
-        for value in graph.outputs
-        if not _dequantizer(value)
-    ]
+    return [finding for part in border for finding in _unfit(*part, options.io_dtype)]
+
+
+def _unfit(kind: str, value: ir.Value, node: ir.Node | None, dtype: IoDtype) -> Iterator[Finding]:
+    where = f"{kind} {value.name}"
+    if node is None:
+        if value.dtype is None or value.dtype.is_floating_point():
+            rule, accepted = f"cannot be {dtype}: it is not quantized", "float32, or a model that quantizes it"
+            yield Finding(where, rule, str(value.dtype), accepted)
+    elif (inside := _scale_and_zero_point(node)[2]) not in _OFFSET:
+        yield Finding(where, f"cannot be {dtype}: it is not quantized to 8 bits", inside, "float32")
 
 
 def change_border(model: ir.Model, options: ConvertOptions) -> None:

@@ -77,8 +77,14 @@ class OnnxRuntime:
         return []
 
     def convert(self, model: ir.Model, options: ConvertOptions) -> bytes:
-        """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata."""
-        findings = [*without_kernel(model), *check_border(model.graph, options), *_unknown(options)]
+        """The artifact's bytes: activations unsigned, the border as asked for, facts in the metadata.
+
+        Raises UnsupportedError with all findings, InputError for options that the model or the runtime does not allow.
+        """
+        unfit = [*check_border(model.graph, options), *_unknown(options)]
+        if unfit:
+            raise InputError(f"onnxruntime cannot take this model so: {'; '.join(str(finding) for finding in unfit)}")
+        findings = without_kernel(model)
         if not findings:
             content = _converted(model, options)
             findings = _refused(content)

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from edgeship.calibration.errors import GateError, InputError, StageError
 from edgeship.calibration.types import Array
-from projects import run
+from projects import run, write_project
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxsim", "pydantic", "rich", "tensorflow", "torch", "PIL")
 
@@ -223,6 +223,35 @@ def test_a_model_goes_from_command_to_command(tmp_path: Path, model: Path, tiny_
         "model.tflite",
         "simple.onnx",
     ]
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.tflite", "out"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "recipe.toml"),
+        ("simplify", "model.onnx"),
+        ("quantize", "model.onnx", "--mode", "float16"),
+        ("quantize", "model.onnx", "--mode", "dynamic"),
+        ("quantize", "model.onnx", "--data", "tiny.npz"),
+        ("convert", "model.onnx", "--target", "onnxruntime"),
+    ],
+    ids=lambda command: "-".join(command[::2]),
+)
+def test_a_name_that_is_another_formats_is_noted(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    tiny_models: dict[str, bytes],
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Sequence[str],
+    name: str,
+) -> None:
+    write_project(tmp_path, tiny_models["plain"], tiny_data, "[targets.onnxruntime]")
+    monkeypatch.chdir(tmp_path)
+    result = run(*command, "-o", name)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name).is_file()
+    assert (f"files are known by the suffix .onnx; seen: {name}" in result.stderr) == (name != "out.onnx")
 
 
 def test_evaluate_scores_a_model_on_labelled_arrays(model: Path, tiny_data: Path) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.calibration.errors import UnsupportedError
+from edgeship.calibration.errors import InputError
 from edgeship.targets.base import ConvertOptions
 from edgeship.targets.onnxruntime import TARGET
 from edgeship.targets.onnxruntime.session import open_reference
@@ -103,5 +103,5 @@ def test_a_float_layer_that_nothing_quantizes_is_left_as_it_is() -> None:
 
 
 def test_integer_only_is_no_wish_that_onnxruntime_can_be_told() -> None:
-    with pytest.raises(UnsupportedError, match=r"integer_only: ONNX Runtime chooses its kernels by itself.*left out"):
+    with pytest.raises(InputError, match=r"integer_only: ONNX Runtime chooses its kernels by itself.*left out"):
         TARGET.convert(model("pointwise", []), ConvertOptions(integer_only=True))

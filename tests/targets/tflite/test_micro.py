@@ -73,8 +73,10 @@ def test_other_targets_have_no_form_in_c() -> None:
 
 def test_convert_writes_source_and_header_beside_the_file(tmp_path: Path) -> None:
     args = ["convert", str(MODEL), "-o", str(tmp_path / "net.tflite"), "--target", "tflite", "--c-array"]
-    refused = CliRunner().invoke(cli, args)
-    assert (refused.exit_code, "is not int8" in refused.stderr) == (1, True)
+    for seen in ("float32", "uint8"):
+        refused = CliRunner().invoke(cli, [*args, "--io-dtype", seen])
+        assert refused.exit_code == 2
+        assert f"would be {seen}; accepted: --io-dtype int8" in refused.stderr
     assert list(tmp_path.iterdir()) == []
     assert CliRunner().invoke(cli, [*args, "--io-dtype", "int8"]).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.c", "net.h", "net.tflite"]
