@@ -17,6 +17,7 @@ from edgeship.pipeline.commands.files import FILE
 @click.option("--model", type=FILE, help="The model the recipe is for: .onnx, .pt2, PATH.py or PATH.py:factory.")
 def init(folder: Path, model: Path | None) -> None:
     """Write a commented recipe.toml into FOLDER; an existing one is left alone."""
+    from edgeship.pipeline.defined_names import check_factory
     from edgeship.pipeline.recipe_template import SUFFIXES, recipe_text, split_factory
     from edgeship.pipeline.workspace import write_atomically
 
@@ -28,7 +29,10 @@ def init(folder: Path, model: Path | None) -> None:
         raise InputError(f"there is no model {model}")
     if model is not None and model.suffix not in SUFFIXES:
         raise InputError(f"--model {model}: a recipe cannot start from it; accepted: {', '.join(SUFFIXES)}")
+    note = check_factory(model, factory) if model is not None and factory else None
     write_atomically(path, recipe_text(folder, model, factory))
+    if note:
+        click.echo(f"note: {note}", err=True)
     click.echo(f"wrote {path}; fill in what is marked with TODO, then: edgeship deploy {path}")
 
 

@@ -156,7 +156,7 @@ def test_init_writes_a_recipe_that_loads_for_any_kind_of_model(tmp_path: Path, n
 def test_init_takes_the_factory_as_a_recipe_says_it(tmp_path: Path) -> None:
     from edgeship.pipeline.recipe import load_recipe
 
-    (tmp_path / "net.py").write_text("")
+    (tmp_path / "net.py").write_text("def resnet(): ...")
     assert run("init", tmp_path, "--model", f"{tmp_path / 'net.py'}:resnet").exit_code == 0
     assert load_recipe(tmp_path / "recipe.toml").source_factory == "resnet"
 
