@@ -15,7 +15,7 @@ from edgeship.calibration.errors import InputError, StageError
 from edgeship.calibration.types import Array, Session
 
 TOLERANCE = 1e-3
-_FLOOR = 1e-6
+FLOOR = 1e-6
 _DYNAMIC_BATCH = 2
 _DYNAMIC_SIZE = 64
 
@@ -69,14 +69,14 @@ def _relative_error(expected: Array, found: Array, what: str) -> float:
         return 0.0
     error = np.where(usual, np.abs(np.where(usual, x, 0.0) - np.where(usual, y, 0.0)), 0.0)
     largest, off = float(np.abs(x[usual]).max()), float(error.max())
-    allowed = TOLERANCE * largest + _FLOOR
+    allowed = TOLERANCE * largest + FLOOR
     if off > allowed:
         place = [int(index) for index in np.unravel_index(int(error.argmax()), error.shape)]
         raise StageError(
             f"{what} by up to {off:.3g} (at {place}: {x[tuple(place)]:.6g} became {y[tuple(place)]:.6g}); "
             f"accepted: {allowed:.3g}, float rounding"
         )
-    return off / max(largest, _FLOOR)
+    return off / max(largest, FLOOR)
 
 
 def check_sessions(reference: Session, candidate: Session, feeds: Sequence[Mapping[str, Array]], what: str) -> float:

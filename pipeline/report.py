@@ -126,6 +126,8 @@ def _model_facts(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, Any]:
     if "export" in folders:
         exported = read_json(folders["export"] / "export.json")
         facts["parameters"] = exported.get("parameters")
+        facts["exporter"] = exported.get("exporter")
+        facts["fallback_reason"] = exported.get("fallback_reason", "")
         facts["findings"] = exported.get("findings", [])
     if "convert" in folders:
         facts.update(read_json(folders["convert"] / "convert.json")["model"])

@@ -19,12 +19,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
-from edgeship.calibration.graph.onnx_file import to_bytes
-from edgeship.calibration.types import Array, TensorInfo
-from edgeship.pipeline.float_check import check_sessions, random_feeds
+from edgeship.calibration.types import Array, Finding, TensorInfo
+from edgeship.pipeline.data_dependence import frozen_values
+from edgeship.pipeline.float_check import check_agreement, random_feeds
+from edgeship.pipeline.index_outputs import IndexOutputs
 from edgeship.pipeline.models import require_torch
 from edgeship.pipeline.module_inputs import module_arguments, program_arguments
 from edgeship.pipeline.onnx_form import BATCH, IR_VERSION, check_batch, parse, plain_form
+from edgeship.pipeline.standard_output import closed_output
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 OPSET = 18
 _DYNAMIC_EXAMPLE = 2
 """torch.export takes a size of 1 for a constant, so a dynamic batch is traced with 2."""
+_SPREAD_AND_MEAN = ((1.0, 0.0), (1.0, 0.0), (0.5, 1.0), (0.5, -1.0))
+"""The random inputs that an export is tried on: normal values, two of them as bright and dark images have them."""
+_HEADINGS = ("Failed to", "<class", "##", "- ")
+"""How lines of torch's messages begin that say nothing of the cause."""
+_WATCHED = 2
+"""On how many of the given inputs values are looked for that a trace would freeze, besides zeros."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,13 @@ class Exported:
     exporter: str
     reason: str = ""
     largest_error: float = 0.0
+
+    def notes(self) -> list[Finding]:
+        """That the model was traced, and why, where it was: a person may want to look at it."""
+        if not self.reason:
+            return []
+        rule = f"exported with torch's {self.exporter} exporter"
+        return [Finding("model", rule, self.reason, "", "note")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +189,8 @@ def quiet() -> Iterator[None]:
 def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = ()) -> Exported:
     """The ONNX model (opset 18, weights inside), which computes what torch does on `feeds` and on random inputs.
 
-    Raises StageError with both exporters' reasons when neither makes such a model.
+    Raises StageError with both exporters' reasons when neither makes such a model, and with the place in the module's
+    code where the first one fails and a trace would keep a value that depends on the input.
     """
     exporters: dict[str, Callable[[TorchSession], bytes]] = {"dynamo": _dynamo}
     if session.program is None:  # the TorchScript exporter traces modules
@@ -182,7 +198,9 @@ def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = (
     reasons: list[str] = []
     for name, exporter in exporters.items():
         try:
-            with quiet():
+            with quiet(), closed_output():
+                if name == "torchscript":
+                    _check_traceable(session, feeds)
                 content = exporter(session)
             model = _named(parse(content), session)
             error = _verify(model, session, feeds, name)
@@ -193,6 +211,20 @@ def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = (
         else:
             return Exported(model, name, "; ".join(reasons), error)
     raise StageError(f"the PyTorch model cannot be exported to ONNX: {'; '.join(reasons)}")
+
+
+def _check_traceable(session: TorchSession, feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Raises StageError where a trace would compute for all inputs what the module does for one."""
+    names = [info.name for info in session.inputs]
+    zeros = {info.name: _example(info).numpy() for info in session.inputs}
+    watched = [[each[name] for name in names] for each in (zeros, *feeds[:_WATCHED])]
+    found = frozen_values(session.module, watched)
+    if found:
+        raise StageError(
+            f"{' and '.join(map(str, found[:3]))} makes a Python value of a tensor that depends on the input, and a "
+            "trace would keep for all inputs what it is for one; accepted: tensor operations, such as torch.where "
+            "instead of if"
+        )
 
 
 def _example(info: TensorInfo) -> torch.Tensor:
@@ -262,16 +294,34 @@ def _named(model: ir.Model, session: TorchSession) -> ir.Model:
 
 
 def _verify(model: ir.Model, session: TorchSession, feeds: Sequence[Mapping[str, Array]], exporter: str) -> float:
-    from edgeship.targets.onnxruntime import open_reference
+    """The largest relative error on `feeds` and varied random inputs; an index may be that of an equal value."""
+    candidate = IndexOutputs(model)
+    worst, what = 0.0, f"the {exporter} exporter"
+    for each in [*feeds, *_varied(model)]:
+        expected = session.run(each)
+        found = candidate.run(each, expected)
+        candidate.check(expected, found, what)
+        worst = max(worst, check_agreement(expected, found, what))
+    return worst
 
-    every = [*feeds, *random_feeds(model, 2)]
-    return check_sessions(session, open_reference(to_bytes(model), 1), every, f"the {exporter} exporter")
+
+def _varied(model: ir.Model) -> Iterator[dict[str, Array]]:
+    for (spread, mean), feeds in zip(_SPREAD_AND_MEAN, random_feeds(model, len(_SPREAD_AND_MEAN)), strict=True):
+        yield {name: (values * spread + mean).astype(values.dtype) for name, values in feeds.items()}
 
 
-def _short(error: Exception) -> str:
-    """The exception's kind and the first line that says something, without addresses of this machine."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wordy = next(
-        (line for line in lines if not line.startswith(("Failed to", "<class", "##", "- "))), lines[0] if lines else ""
-    )
-    return f"{type(error).__name__}: {wordy[:300]}"
+def _short(error: BaseException) -> str:
+    """The kind of the first cause that has a message, and the line of it that says something."""
+    causes = [error]
+    while causes[-1].__cause__ is not None and causes[-1].__cause__ not in causes:
+        causes.append(causes[-1].__cause__)
+    told = [(each, line) for each in reversed(causes) if (line := _telling_line(each))]
+    cause, line = told[0] if told else (error, "")
+    return f"{type(cause).__name__}: {line[:300]}"
+
+
+def _telling_line(error: BaseException) -> str:
+    """The message's first line of words that is not about what the exporter's own developers should do."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    wordy = [line for line in lines if " " in line and any(map(str.isalpha, line))]
+    return next((line for line in wordy if not line.startswith(_HEADINGS)), "") or next(iter(wordy), "")

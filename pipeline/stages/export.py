@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgeship.pipeline.torch_export import TorchSession
 
 MODEL = "model.onnx"
+FURTHER_SAMPLES = 12
+"""On how many real samples, besides the golden ones, an export is compared with the PyTorch model."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,53 @@ def export_recipe(recipe: Recipe, out: Path) -> Export:
 
 
 def _from_torch(recipe: Recipe, compressed: Path | None) -> Export:
+    from edgeship.calibration.samples.checks import to_json
     from edgeship.pipeline.models import open_torch_source
     from edgeship.pipeline.torch_export import export_torch
 
     session = open_torch_source(recipe) if compressed is None else _open_compressed(recipe, compressed)
-    feeds = _golden_feeds(recipe, {info.name: info.shape for info in session.inputs})
+    shapes = {info.name: info.shape for info in session.inputs}
+    feeds = _golden_feeds(recipe, shapes)
     outputs = _run(session, feeds)
-    exported = export_torch(session, feeds)
-    facts = {"exporter": exported.exporter, "fallback_reason": exported.reason, "largest_error": exported.largest_error}
-    return _finished(recipe, exported.model, feeds, outputs, facts)
+    exported = export_torch(session, [*feeds, *_further_feeds(recipe, shapes)])
+    facts = {
+        "exporter": exported.exporter,
+        "fallback_reason": exported.reason,
+        "largest_error": exported.largest_error,
+        "findings": to_json(exported.notes()),
+    }
+    return _finished(recipe, exported.model, feeds, _with_own_indices(exported.model, feeds, outputs), facts)
+
+
+def _further_feeds(recipe: Recipe, inputs: Mapping[str, Sequence[int]]) -> list[Mapping[str, Array]]:
+    """Real samples, besides the golden ones, that the export must compute as the original does.
+
+    Calibration's, or evaluation's where there are none; none where the recipe has neither.
+    """
+    if recipe.data.calibration is not None:
+        samples = recipe.calibration_samples(inputs)
+        golden = set(samples.take(recipe.golden.samples, recipe.data.seed).names)
+        wanted = samples.take(FURTHER_SAMPLES + len(golden), recipe.data.seed)
+        return [sample.feeds for sample in wanted if sample.name not in golden][:FURTHER_SAMPLES]
+    evaluation = recipe.evaluation_samples(inputs)
+    if evaluation is None:
+        return []
+    return [sample.feeds for sample in evaluation.take(FURTHER_SAMPLES, recipe.data.seed)]
+
+
+def _with_own_indices(
+    model: ir.Model, feeds: Sequence[Mapping[str, Array]], outputs: Sequence[Mapping[str, Array]]
+) -> Sequence[Mapping[str, Array]]:
+    """The outputs with indices as ONNX Runtime chooses them among equal values: later models are run there."""
+    from edgeship.pipeline.index_outputs import IndexOutputs
+
+    chosen = IndexOutputs(model)
+    if not chosen.names:
+        return outputs
+    return [
+        {**each, **{name: values for name, values in chosen.run(given, {}).items() if name in chosen.names}}
+        for given, each in zip(feeds, outputs, strict=True)
+    ]
 
 
 def _open_compressed(recipe: Recipe, folder: Path) -> TorchSession:
@@ -221,7 +261,15 @@ def _settings(recipe: Recipe, _targets: Sequence[str]) -> Any:
         **recipe.dump("model", "input", "golden"),
         "seed": recipe.data.seed,
         "calibration": None if recipe.data.calibration is None else recipe.data_digest("calibration"),
+        **_evaluation(recipe),
     }
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    """The evaluation samples where `_further_feeds` takes them."""
+    path = recipe.source_path
+    taken = recipe.data.calibration is None and (path is None or path.suffix != ".onnx")
+    return {"evaluation": recipe.data_digest("evaluation")} if taken and recipe.data.evaluation is not None else {}
 
 
 def _write(context: StageContext) -> None:
@@ -230,10 +278,32 @@ def _write(context: StageContext) -> None:
     result = export_model(context.recipe, context.inputs.get("compress"))
     (context.folder / MODEL).write_bytes(to_bytes(result.model))
     arrays = {f"input:{name}": np.concatenate([each[name] for each in result.feeds]) for name in result.feeds[0]}
-    arrays |= {f"output:{name}": np.concatenate([each[name] for each in result.outputs]) for name in result.outputs[0]}
+    arrays |= {f"output:{name}": _stacked(name, result.outputs) for name in result.outputs[0]}
     np.savez(context.folder / "golden.npz", allow_pickle=False, **arrays)
     text = json.dumps(dict(result.facts), indent=2) + "\n"
     (context.folder / "export.json").write_text(text, "utf-8")
+
+
+def _stacked(name: str, outputs: Sequence[Mapping[str, Array]]) -> Array:
+    """The output of all golden samples, along the first axis. Raises StageError where it has no place there."""
+    shape = outputs[0][name].shape
+    if not shape:
+        raise StageError(
+            f"output {name!r} of the model has the shape [], one number for the whole batch; "
+            "accepted: outputs whose first axis is the batch, such as [1, 1]"
+        )
+    if 0 in shape:
+        raise StageError(
+            f"output {name!r} of the model has the shape {list(shape)}, which holds no values; "
+            "accepted: outputs with values (leave this one out of what the model returns)"
+        )
+    for place, each in enumerate(outputs):
+        if each[name].shape != shape:
+            raise StageError(
+                f"output {name!r} of the model has the shape {list(shape)} on golden sample 0 and "
+                f"{list(each[name].shape)} on sample {place}; accepted: the same shape for every input"
+            )
+    return np.concatenate([each[name] for each in outputs])
 
 
 def _models(_recipe: Recipe, _targets: Sequence[str]) -> Sequence[ModelOutput]:

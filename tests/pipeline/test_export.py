@@ -52,17 +52,21 @@ class Detector(Classifier):
 
 
 class OnlyTraced(Classifier):
-    """Its output depends on data in a way that torch.export refuses and a trace does not see."""
+    """Its code depends on the value of a buffer, which torch.export refuses and a trace keeps rightly."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(2.0))
 
     def forward(self, picture):
-        if float(picture.sum()) > 1e9:
+        if float(self.gain) > 1:
             picture = picture * 2
         return super().forward(picture)
 
 
 class Neither(nn.Module):
     def forward(self, picture):
-        return torch.linalg.svd(picture)[1] if float(picture.sum()) < 1e9 else picture
+        return torch.linalg.svd(picture)[1]
 
 
 class TwoInputs(nn.Module):
@@ -180,6 +184,10 @@ def test_where_the_first_exporter_fails_the_second_one_is_used_and_the_reason_ke
     assert result.facts["exporter"] == "torchscript"
     assert result.facts["fallback_reason"].startswith("dynamo: ")
     assert result.facts["outputs"] == {"output": [1, 5]}
+    (note,) = result.facts["findings"]
+    assert note["severity"] == "note"
+    assert "torchscript" in note["rule"]
+    assert note["seen"] == result.facts["fallback_reason"]
 
 
 def test_where_both_exporters_fail_both_reasons_are_told(folder: Path) -> None:
