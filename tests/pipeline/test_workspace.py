@@ -166,8 +166,8 @@ def test_two_runs_cannot_hold_one_folder(tmp_path: Path) -> None:
     with Workspace(tmp_path).held():
         other = context.Process(target=_try_to_hold, args=(str(tmp_path), answers))
         other.start()
-        assert answers.get(timeout=60).startswith("another run is using")
-        other.join(60)
+        assert answers.get(timeout=240).startswith("another run is using")
+        other.join(240)
     with Workspace(tmp_path).held():
         pass
 
