@@ -38,7 +38,7 @@ _CODE = 100
 
 @dataclass(frozen=True)
 class FrozenValue:
-    """Where a value is taken, as "file.py:12", and the line of code there."""
+    """Where something depends on the input, as "file.py:12", and the line of code there."""
 
     place: str
     code: str
@@ -47,18 +47,28 @@ class FrozenValue:
         return f"{self.place} (`{self.code}`)"
 
 
-def frozen_values(module: torch.nn.Module, inputs: Iterable[Sequence[Array]]) -> list[FrozenValue]:
-    """The places at which `module`, run on each of `inputs` (its arguments), reads values that depend on them."""
+@dataclass(frozen=True)
+class InputDependence:
+    """Where values are taken of tensors that depend on the input, and where tensors get a size that depends on it."""
+
+    values: tuple[FrozenValue, ...] = ()
+    sizes: tuple[FrozenValue, ...] = ()
+
+
+def input_dependence(module: torch.nn.Module, inputs: Iterable[Sequence[Array]]) -> InputDependence:
+    """What of `module`, run on each of `inputs` (its arguments), depends on their values besides tensors."""
     torch = require_torch()
     watch = _watch()
+    values: list[FrozenValue] = []
+    sizes: list[FrozenValue] = []
     for each in inputs:
-        tensors = [torch.tensor(values) for values in each]
+        tensors = [torch.tensor(array) for array in each]
         marks, calls = watch(tensors)
         with torch.no_grad(), calls, marks:
             module(*tensors)
-        if calls.found:
-            return list(dict.fromkeys(calls.found))
-    return []
+        values += calls.found
+        sizes += marks.sizes
+    return InputDependence(tuple(dict.fromkeys(values)), tuple(dict.fromkeys(sizes)))
 
 
 def _watch() -> Any:
@@ -71,6 +81,7 @@ def _watch() -> Any:
         def __init__(self, inputs: Sequence[Any]) -> None:
             super().__init__()  # type: ignore[no-untyped-call]  # torch's own
             self.storages = {_storage(each) for each in inputs}
+            self.sizes: list[FrozenValue] = []
 
         def holds(self, values: Any) -> bool:
             return any(_storage(each) in self.storages for each in _tensors_in(values))
@@ -81,6 +92,8 @@ def _watch() -> Any:
             shape_only = name.endswith(_SHAPE_ONLY[0]) or name.startswith(_SHAPE_ONLY[1])
             if not shape_only and self.holds((args, kwargs)):
                 self.storages.update(_storage(each) for each in _tensors_in(result))
+                if torch.Tag.dynamic_output_shape in function.tags and self.holds(_choosers(name, args)):
+                    self.sizes.append(_here())
             return result
 
     class Calls(TorchFunctionMode):
@@ -102,6 +115,16 @@ def _watch() -> Any:
     return watch
 
 
+def _choosers(operator: str, args: Any) -> list[torch.Tensor]:
+    """The arguments that decide how large the result is, of an operator that can give any size.
+
+    An index of numbers gives as many values as there are numbers, and a mask as many as it has ones.
+    """
+    if operator not in ("index", "masked_select"):
+        return _tensors_in(args)
+    return [each for each in _tensors_in(args[1:]) if not each.dtype.is_signed]
+
+
 def _tensors_in(values: Any) -> list[torch.Tensor]:
     """The dense tensors in what a function takes or returns."""
     torch = require_torch()
@@ -118,11 +141,15 @@ def _storage(tensor: torch.Tensor) -> Any:
 
 
 def _here() -> FrozenValue:
-    """The innermost line that is being run outside torch, or in it where there is none, below `frozen_values`."""
+    """The innermost line that is being run outside torch, or in it where there is none, below `input_dependence`."""
     own, libraries = __file__, str(Path(str(require_torch().__file__)).parent) + os.sep
     stack = traceback.extract_stack()
     begun = next(place for place, frame in enumerate(stack) if frame.filename == own)
     inner = [frame for frame in stack[begun:] if frame.filename != own]
     frame = [each for each in inner if not each.filename.startswith(libraries) or each is inner[0]][-1]
-    code = linecache.getline(frame.filename, frame.lineno or 0).strip() or frame.name
-    return FrozenValue(f"{Path(frame.filename).name}:{frame.lineno}", code[:_CODE])
+    return frozen_at(frame.filename, frame.lineno or 0)
+
+
+def frozen_at(file: str, line: int) -> FrozenValue:
+    """The place with its code."""
+    return FrozenValue(f"{Path(file).name}:{line}", linecache.getline(file, line).strip()[:_CODE])

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from edgeship.calibration.errors import EdgeshipError, InputError, StageError
 from edgeship.calibration.types import Array, Finding, TensorInfo
-from edgeship.pipeline.data_dependence import frozen_values
+from edgeship.pipeline.data_dependence import frozen_at, input_dependence
 from edgeship.pipeline.float_check import check_agreement, random_feeds
 from edgeship.pipeline.index_outputs import IndexOutputs
 from edgeship.pipeline.models import require_torch
@@ -39,6 +39,8 @@ _SPREAD_AND_MEAN = ((1.0, 0.0), (1.0, 0.0), (0.5, 1.0), (0.5, -1.0))
 """The random inputs that an export is tried on: normal values, two of them as bright and dark images have them."""
 _HEADINGS = ("Failed to", "<class", "##", "- ")
 """How lines of torch's messages begin that say nothing of the cause."""
+_TO_PYTHON = "Converting a tensor to a Python"
+"""How torch's warnings begin of a value or size that a trace does not follow."""
 _WATCHED = 2
 """On how many of the given inputs values are looked for that a trace would freeze, besides zeros."""
 
@@ -192,16 +194,14 @@ def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = (
     Raises StageError with both exporters' reasons when neither makes such a model, and with the place in the module's
     code where the first one fails and a trace would keep a value that depends on the input.
     """
-    exporters: dict[str, Callable[[TorchSession], bytes]] = {"dynamo": _dynamo}
+    exporters: dict[str, Callable[[], bytes]] = {"dynamo": lambda: _dynamo(session)}
     if session.program is None:  # the TorchScript exporter traces modules
-        exporters["torchscript"] = _torchscript
+        exporters["torchscript"] = lambda: _traced(session, feeds, reasons[0])
     reasons: list[str] = []
     for name, exporter in exporters.items():
         try:
             with quiet(), closed_output():
-                if name == "torchscript":
-                    _check_traceable(session, feeds)
-                content = exporter(session)
+                content = exporter()
             model = _named(parse(content), session)
             error = _verify(model, session, feeds, name)
         except EdgeshipError as failure:
@@ -213,18 +213,30 @@ def export_torch(session: TorchSession, feeds: Sequence[Mapping[str, Array]] = (
     raise StageError(f"the PyTorch model cannot be exported to ONNX: {'; '.join(reasons)}")
 
 
-def _check_traceable(session: TorchSession, feeds: Sequence[Mapping[str, Array]]) -> None:
-    """Raises StageError where a trace would compute for all inputs what the module does for one."""
+def _traced(session: TorchSession, feeds: Sequence[Mapping[str, Array]], first_reason: str) -> bytes:
+    """What the TorchScript exporter makes; `first_reason`: why the first exporter made nothing.
+
+    Raises StageError where a trace would compute for all inputs what the module does for one.
+    """
+    torch = require_torch()
     names = [info.name for info in session.inputs]
     zeros = {info.name: _example(info).numpy() for info in session.inputs}
     watched = [[each[name] for name in names] for each in (zeros, *feeds[:_WATCHED])]
-    found = frozen_values(session.module, watched)
-    if found:
+    found = input_dependence(session.module, watched)
+    frozen = list(map(str, found.values[:3]))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        content = b"" if frozen else _torchscript(session)
+    if found.sizes and "data-dependent" in first_reason:  # fixed sizes alone are warned of as well
+        places = [(each.filename, each.lineno) for each in heard if str(each.message).startswith(_TO_PYTHON)]
+        frozen += [str(frozen_at(*place)) for place in dict.fromkeys(places)][:3]
+    if frozen:
         raise StageError(
-            f"{' and '.join(map(str, found[:3]))} makes a Python value of a tensor that depends on the input, and a "
-            "trace would keep for all inputs what it is for one; accepted: tensor operations, such as torch.where "
-            "instead of if"
+            f"{' and '.join(frozen)} makes a Python value of a tensor that depends on the input, and a trace would "
+            "keep for all inputs what it is for one; accepted: tensor operations, such as torch.where instead of if"
         )
+    return content
 
 
 def _example(info: TensorInfo) -> torch.Tensor:

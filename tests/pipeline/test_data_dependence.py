@@ -16,7 +16,7 @@ from edgeship.calibration.errors import StageError
 from edgeship.calibration.graph.onnx_file import to_bytes
 from edgeship.pipeline import torch_export
 from edgeship.pipeline.cli import cli
-from edgeship.pipeline.data_dependence import FrozenValue, frozen_values
+from edgeship.pipeline.data_dependence import InputDependence, input_dependence
 from edgeship.pipeline.models import open_source_session
 from edgeship.pipeline.recipe import Recipe, load_recipe
 from edgeship.pipeline.stages.export import export_model
@@ -74,7 +74,7 @@ def branching(x: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_a_value_of_the_input_is_found_where_it_is_taken(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    found = frozen_values(Computes(function), [[PICTURE]])
+    found = input_dependence(Computes(function), [[PICTURE]]).values
     assert len(found) == 1
     assert found[0].place.startswith("test_data_dependence.py:")
     assert "x" in found[0].code
@@ -82,13 +82,13 @@ def test_a_value_of_the_input_is_found_where_it_is_taken(function: Callable[[tor
 
 @pytest.mark.parametrize("function", [on_sizes, lambda x: torch.where(x.mean() > 0, x, -x)])
 def test_sizes_and_operations_on_tensors_keep_nothing(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    assert frozen_values(Computes(function), [[PICTURE]]) == []
+    assert input_dependence(Computes(function), [[PICTURE]]) == InputDependence()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_a_script_keeps_its_branches_itself() -> None:
-    assert frozen_values(Computes(torch.jit.script(branching)), [[PICTURE]]) == []
-    assert len(frozen_values(Computes(branching), [[PICTURE]])) == 1
+    assert input_dependence(Computes(torch.jit.script(branching)), [[PICTURE]]) == InputDependence()
+    assert len(input_dependence(Computes(branching), [[PICTURE]]).values) == 1
 
 
 def test_a_weights_value_is_no_value_of_the_input() -> None:
@@ -96,7 +96,24 @@ def test_a_weights_value_is_no_value_of_the_input() -> None:
         def forward(self, picture: torch.Tensor) -> torch.Tensor:
             return picture * self.gain.item() if self.gain > 1 else picture
 
-    assert frozen_values(Scaled(torch.relu), [[PICTURE]]) == []
+    assert input_dependence(Scaled(torch.relu), [[PICTURE]]) == InputDependence()
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda x: x[x > 1], 1),
+        (torch.nonzero, 1),
+        (lambda x: torch.masked_select(x, x > 1), 1),
+        (lambda x: x.flatten()[x.flatten().argsort()], 0),
+        (lambda x: x[torch.ones_like(x) > 0], 0),
+    ],
+)
+def test_a_size_that_depends_on_the_input_is_told_from_a_fixed_one(
+    function: Callable[[torch.Tensor], torch.Tensor], count: int
+) -> None:
+    found = input_dependence(Computes(function), [[PICTURE]])
+    assert (len(found.values), len(found.sizes)) == (0, count)
 
 
 SOURCE = """
@@ -112,6 +129,13 @@ class Branching(nn.Module):
 
     def forward(self, picture):
         return self.bright(picture.flatten(1)) if picture.mean() > 30 else self.dark(picture.flatten(1))
+
+
+class Counting(Branching):
+    def forward(self, picture):
+        many = picture[picture > 30].numel() > 5
+        head = self.bright if many else self.dark
+        return head(picture.flatten(1))
 
 
 class Plain(nn.Module):
@@ -160,13 +184,20 @@ def test_a_branch_on_the_input_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_branch_on_a_number_of_values_is_refused_where_it_is(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "Counting", one_of_many_is_bright()[:8])
+    with pytest.raises(StageError, match=r"torchscript: model\.py:\d\d \(`(many|head) = .*`\) makes a Python value"):
+        export_model(recipe)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_real_samples_beside_the_golden_ones_tell_a_frozen_branch_by_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*_: object) -> list[FrozenValue]:
-        return []
+    def none(*_: object) -> InputDependence:
+        return InputDependence()
 
-    monkeypatch.setattr(torch_export, "frozen_values", none)
+    monkeypatch.setattr(torch_export, "input_dependence", none)
     recipe = write_recipe(tmp_path, "Branching", one_of_many_is_bright())
     with pytest.raises(StageError, match="the torchscript exporter changed output 'output' by up to"):
         export_model(recipe)
