@@ -30,8 +30,6 @@ _TO_PYTHON = {
 """Functions of torch and methods of its tensors whose result is not traced; torch.tensor's is a constant, too."""
 _SHAPE_ONLY = ("_like", "new_")
 """Operators that read a tensor's shape and not its values end or begin so."""
-
-
 _CODE = 100
 """Characters of a line of code that a message shows."""
 

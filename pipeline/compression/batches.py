@@ -207,9 +207,8 @@ class LoaderBatches:
                 step += 1
         except Exception as error:
             lines = str(error).strip().splitlines() or ["no message"]
-            said = (
-                lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
-            )  # a worker's has its traceback between
+            # a worker's message has its traceback in the middle
+            said = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
             raise InputError(
                 f"{self._where(step)}: the loader failed with {type(error).__name__}: {said}; accepted: a loader that "
                 f"yields its {self._steps} batches in every epoch"

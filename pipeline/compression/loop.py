@@ -43,7 +43,7 @@ from edgeship.pipeline.compression.optimizer import learning_rate, make_optimize
 from edgeship.pipeline.compression.synchronized import release_batch_norm, synchronize_batch_norm, told_of_single_values
 from edgeship.pipeline.training_section import Training
 
-_SHARED = DistributedDataParallelKwargs(find_unused_parameters=True)
+_DATA_PARALLEL = DistributedDataParallelKwargs(find_unused_parameters=True)
 """Processes wait for the gradient of each parameter, and a step may use fewer: an auxiliary head, a skipped block."""
 
 
@@ -125,7 +125,7 @@ def make_accelerator(precision: str = "float32") -> Accelerator:
         raise InputError('precision = "float16" needs a GPU; accepted here: "auto", "float32", "bfloat16"')
     # without a GPU `cpu` must be said: accelerate joins processes on CPUs only then
     return Accelerator(
-        mixed_precision=kinds[precision], cpu=not torch.accelerator.is_available(), kwargs_handlers=[_SHARED]
+        mixed_precision=kinds[precision], cpu=not torch.accelerator.is_available(), kwargs_handlers=[_DATA_PARALLEL]
     )
 
 

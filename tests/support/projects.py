@@ -22,6 +22,15 @@ name = "image"
 calibration = "tiny.npz"
 """
 """The beginning of a recipe for one of the tiny models; what is put behind it may begin with more of `[data]`."""
+TRAINABLE = """
+name = "tiny"
+[model]
+source = "model.py:build"
+[input]
+name = "image"
+shape = [1, 3, 8, 8]
+"""
+"""The beginning of a recipe for a network as code, with small images."""
 
 
 def run(*arguments: str | Path) -> Result:

@@ -21,6 +21,7 @@ from edgeship.pipeline.compression.saved import restore
 from edgeship.pipeline.compression.training_data import open_training_data
 from edgeship.pipeline.pt2 import load_exported
 from edgeship.pipeline.recipe import Recipe, load_recipe
+from projects import TRAINABLE
 
 MODEL = """
 import torch
@@ -74,13 +75,7 @@ def empty():
 def three():
     return 1, 2, 3
 """
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.py:build"
-[input]
-name = "image"
-shape = [1, 3, 8, 8]
+RECIPE = f"""{TRAINABLE}
 [data]
 training = "train.npz"
 calibration = "train.npz"

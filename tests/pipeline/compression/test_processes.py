@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from projects import TRAINABLE
+
 HERE = Path(__file__).parent
 PROGRAM = """
 import sys
@@ -75,13 +77,7 @@ def build():
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
     return nn.Sequential(stem, *(Block() for _ in range(3)), head)
 """
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.py:build"
-[input]
-name = "image"
-shape = [1, 3, 8, 8]
+RECIPE = f"""{TRAINABLE}
 [data]
 training = "train.npz"
 calibration = "train.npz"

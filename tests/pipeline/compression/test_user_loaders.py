@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from edgeship.calibration.errors import InputError
 from edgeship.pipeline.cli import cli
 from edgeship.pipeline.recipe import load_recipe
+from projects import TRAINABLE
 
 MODEL = """
 import torch
@@ -30,13 +31,7 @@ def loaders():
     arrays = np.load(Path(__file__).parent / "own" / "train.npz")
     return [(arrays["image"][at : at + 16], arrays["label"][at : at + 16]) for at in range(0, 64, 16)]
 """
-RECIPE = """
-name = "tiny"
-[model]
-source = "model.py:build"
-[input]
-name = "image"
-shape = [1, 3, 8, 8]
+RECIPE = f"""{TRAINABLE}
 [data]
 loaders = "loaders.py:loaders"
 calibration = "own/train.npz"
