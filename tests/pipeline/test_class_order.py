@@ -191,7 +191,7 @@ def deploy(folder: Path, *changes: str) -> Result:
 
 @pytest.mark.parametrize(("calibration", "refused"), [("ant bee", True), ("ant", False), ("monday", False)])
 def test_a_classifier_with_other_classes_is_not_quantized(calibration: str, refused: bool, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="the model comes as PyTorch code: pip install edgeship[torch]")
     make(tmp_path, {"evaluation": "ant cat", "calibration": calibration})
     done = deploy(tmp_path)
     assert ("have other class folders" in done.stderr) == refused
